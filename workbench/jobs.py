@@ -1,0 +1,75 @@
+"""The complete input of each phase, written by the runner as `job.json` and read by the phase.
+
+Model paths are local directories. Nothing here imports torch: the runner and the screen may use it.
+"""
+
+from typing import Literal
+
+from workbench.config import EngineConfig, EvaluateConfig, SampleConfig, Section, SftConfig
+
+Kind = Literal["base", "sft", "merged"]
+
+
+class Checkpoint(Section):
+    """A model directory and the store's key of it."""
+
+    checkpoint_id: str
+    kind: Kind
+    path: str
+
+
+class TaskSource(Section):
+    """Where a task comes from: its name or path, and the folder looked at before the hub."""
+
+    task: str
+    datasets: str | None = None
+
+
+class SampleJob(Section):
+    """Sample solutions to the train questions from one checkpoint."""
+
+    model: Checkpoint
+    train_task: TaskSource
+    num_questions: int | None
+    iteration: int
+    seed: int
+    sample: SampleConfig
+    engine: EngineConfig
+    threads: int | None = None
+
+
+class SftJob(Section):
+    """Fine-tune `start` on the kept solutions of one or more sample phases."""
+
+    start: Checkpoint
+    solutions: tuple[str, ...]
+    iteration: int
+    seed: int
+    sft: SftConfig
+    threads: int | None = None
+
+
+class MergeJob(Section):
+    """Merge `sft` back: alpha * base + (1 - alpha) * (start + dare(sft - start))."""
+
+    base: Checkpoint
+    start: Checkpoint
+    sft: Checkpoint
+    alpha: float
+    drop_rate: float
+    seed: int
+    iteration: int
+    threads: int | None = None
+
+
+class EvaluateJob(Section):
+    """Evaluate checkpoints on the ID test split and the OOD tasks."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    id_task: TaskSource
+    ood_tasks: tuple[TaskSource, ...]
+    iteration: int
+    seed: int
+    evaluate: EvaluateConfig
+    engine: EngineConfig
+    threads: int | None = None

@@ -1,0 +1,47 @@
+"""What every phase process does around its work: read the job, report, put the result in place last.
+
+Run as `python -m workbench.phases.<phase> PHASE_DIR`.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from workbench.events import Emit, event_log
+from workbench.jobs import Section
+from workbench.rundir import PhaseDir, write_json
+
+Job = TypeVar("Job", bound=Section)
+
+
+def main(job_type: type[Job], run: Callable[[Job, PhaseDir, Emit], dict[str, Any]]) -> None:
+    """Run one phase from its directory; do nothing where `result.json` is already there."""
+    path = Path(sys.argv[1]).absolute()
+    place = PhaseDir(path, int(path.parent.name.removeprefix("iteration_")), path.name)
+    if place.result.exists():
+        return
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    job = job_type.model_validate_json(place.job.read_text(encoding="utf-8"))
+    started = time.time()
+    summary = run(job, place, event_log(place.events))
+    write_json(
+        place.result,
+        {
+            "phase": place.phase,
+            "iteration": place.iteration,
+            "started_at": started,
+            "ended_at": time.time(),
+            "summary": summary,
+        },
+    )
+
+
+def set_threads(threads: int | None) -> None:
+    """Bound the CPU threads of torch in this process."""
+    import torch
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

@@ -1,0 +1,107 @@
+-- The store: an index over the run directories, made again by `workbench store rebuild`.
+-- Accuracies and intervals are fractions. ts, started_at and ended_at are UTC.
+
+CREATE TABLE IF NOT EXISTS runs (
+    run_id        VARCHAR PRIMARY KEY,
+    method        VARCHAR NOT NULL,              -- vanilla, imm
+    model         VARCHAR NOT NULL,              -- the base: directory or hub name
+    train_task    VARCHAR NOT NULL,
+    eval_tasks    VARCHAR[] NOT NULL,            -- OOD tasks
+    iterations    INTEGER NOT NULL,
+    alpha         DOUBLE,
+    drop_rate     DOUBLE,
+    seed          BIGINT NOT NULL,
+    config        JSON NOT NULL,
+    created_at    TIMESTAMP NOT NULL,
+    status        VARCHAR NOT NULL,              -- queued, running, done, failed, stopped
+    status_since  TIMESTAMP NOT NULL,
+    iteration     INTEGER,                       -- where the run is
+    phase         VARCHAR,
+    error         VARCHAR                        -- why it failed and what to do
+);
+
+CREATE TABLE IF NOT EXISTS phases (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    phase         VARCHAR NOT NULL,              -- sample, sft, merge, evaluate, analyze
+    status        VARCHAR NOT NULL,
+    started_at    TIMESTAMP,
+    ended_at      TIMESTAMP,
+    done          BIGINT,                        -- progress, in `unit`s
+    total         BIGINT,
+    unit          VARCHAR,
+    rate          DOUBLE,                        -- units per second, over the latest progress
+    summary       JSON,                          -- the phase's result
+    PRIMARY KEY (run_id, iteration, phase)
+);
+
+CREATE TABLE IF NOT EXISTS checkpoints (
+    checkpoint_id VARCHAR PRIMARY KEY,           -- <run_id>/<iteration>/<kind>
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    kind          VARCHAR NOT NULL,              -- base, sft, merged
+    path          VARCHAR NOT NULL,
+    start_id      VARCHAR,                       -- the checkpoint it was made from
+    num_parameters BIGINT,
+    bytes         BIGINT,
+    details       JSON                           -- e.g. alpha, drop rate and the merge report
+);
+
+CREATE TABLE IF NOT EXISTS metrics (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    phase         VARCHAR NOT NULL,
+    name          VARCHAR NOT NULL,
+    step          BIGINT NOT NULL,
+    value         DOUBLE,
+    ts            TIMESTAMP NOT NULL,
+    PRIMARY KEY (run_id, iteration, phase, name, step)
+);
+
+CREATE TABLE IF NOT EXISTS solutions (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    question_id   VARCHAR NOT NULL,
+    sample        INTEGER NOT NULL,              -- over temperatures and repeats
+    temperature   DOUBLE NOT NULL,
+    question      VARCHAR NOT NULL,
+    reference     VARCHAR NOT NULL,
+    text          VARCHAR NOT NULL,
+    answer        VARCHAR,                       -- null: none found
+    is_correct    BOOLEAN NOT NULL,
+    kept          BOOLEAN NOT NULL,              -- correct, and the first of its text
+    num_tokens    INTEGER NOT NULL,
+    PRIMARY KEY (run_id, iteration, question_id, sample)
+);
+
+CREATE TABLE IF NOT EXISTS outcomes (
+    run_id        VARCHAR NOT NULL,
+    checkpoint_id VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    task          VARCHAR NOT NULL,
+    question_id   VARCHAR NOT NULL,
+    sample        INTEGER NOT NULL,
+    question      VARCHAR NOT NULL,
+    reference     VARCHAR NOT NULL,
+    text          VARCHAR NOT NULL,
+    answer        VARCHAR,
+    is_correct    BOOLEAN NOT NULL,
+    num_tokens    INTEGER NOT NULL,
+    PRIMARY KEY (run_id, checkpoint_id, task, question_id, sample)
+);
+
+CREATE TABLE IF NOT EXISTS evals (
+    run_id        VARCHAR NOT NULL,
+    checkpoint_id VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    kind          VARCHAR NOT NULL,              -- base, sft, merged
+    task          VARCHAR NOT NULL,
+    domain        VARCHAR NOT NULL,              -- ID, OOD
+    num_questions INTEGER NOT NULL,
+    num_correct   INTEGER NOT NULL,
+    accuracy      DOUBLE NOT NULL,
+    ci_low        DOUBLE NOT NULL,               -- Wilson, 95 %
+    ci_high       DOUBLE NOT NULL,
+    ts            TIMESTAMP NOT NULL,
+    PRIMARY KEY (run_id, checkpoint_id, task)
+);
