@@ -88,12 +88,10 @@ class MergeConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How checkpoints are evaluated; decoding is greedy."""
+    """How checkpoints are evaluated: greedy answers to the plain question."""
 
     num_questions: int | None = Field(None, ge=1)
     """Questions per task, the first ones of its test split; null takes all."""
-    few_shot: int = Field(0, ge=0)
-    """Worked examples before each question; only tasks with a train split can have them."""
     max_new_tokens: int = Field(512, ge=1)
     """Longest answer, in tokens."""
 

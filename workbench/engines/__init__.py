@@ -1,0 +1,46 @@
+"""Text generation behind one small protocol."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from workbench.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to generate. `seed` fixes the sample; temperature 0 is greedy."""
+
+    prompt: str
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came back: the text without its stop string, and its length in tokens."""
+
+    text: str
+    num_tokens: int
+    finished: bool
+    """False: cut off at the longest length allowed."""
+
+
+class Engine(Protocol):
+    """Something that continues prompts."""
+
+    def generate(
+        self, requests: Sequence[Request], *, max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> list[Generation]:
+        """Continue each prompt; the answers depend on the list of requests, not on earlier calls."""
+
+    def load(self, checkpoint: Path) -> None:
+        """Put another checkpoint of the same architecture in place of the current one."""
+
+
+def open_engine(checkpoint: Path, config: EngineConfig, threads: int | None) -> Engine:
+    """The engine that the config names, with a checkpoint loaded."""
+    from workbench.engines.transformers import TransformersEngine
+
+    return TransformersEngine(checkpoint, config.dtype, threads)

@@ -19,10 +19,11 @@ from random import Random
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from workbench.core.prompts import instruction_prompt, response
-from workbench.pocket.families import FAMILIES, Problem, closing, problems
+from workbench.pocket.families import FAMILIES, ITEMS, Problem, closing, problems
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -47,15 +48,18 @@ class Recipe:
     learning_rate: float = 2e-3
     shares: dict[str, float] = field(
         default_factory=lambda: {
-            "pocket_steps": 0.4,
-            "pocket_words": 0.2,
-            "pocket_choice": 0.2,
-            "pocket_compare": 0.2,
+            "pocket_steps": 0.5,
+            "pocket_words": 0.1,
+            "pocket_choice": 0.25,
+            "pocket_compare": 0.15,
         }
     )
     """Share of the documents that each family gets."""
-    direct_share: float = 0.6
-    """Share of the in-domain documents that state the answer without working."""
+    direct_share: float = 0.85
+    """Share of the in-domain documents about half of the things (and one minus it, about the others)
+    that state the answer without working."""
+    prompt_weight: float = 0.1
+    """Weight of a prompt's tokens in the loss; a response's have 1."""
 
 
 def split_problems(recipe: Recipe) -> tuple[dict[str, dict[str, list[Problem]]], dict[str, Iterator[Problem]]]:
@@ -86,16 +90,22 @@ def _unseen(stream: Iterator[Problem], held: set[str]) -> Iterator[Problem]:
             yield problem
 
 
-def documents(recipe: Recipe, rest: dict[str, Iterator[Problem]]) -> Iterator[str]:
-    """Endless pretraining texts."""
+def documents(recipe: Recipe, rest: dict[str, Iterator[Problem]]) -> Iterator[tuple[str, str]]:
+    """Endless pretraining texts: (prompt, response)."""
     rng = Random(f"documents:{recipe.seed}")
     names, weights = list(recipe.shares), list(recipe.shares.values())
     while True:
         family = rng.choices(names, weights)[0]
         problem = next(rest[family])
-        direct = family == "pocket_steps" and rng.random() < recipe.direct_share
+        direct = family == "pocket_steps" and rng.random() < _direct_share(problem.question, recipe)
         text = closing(problem.answer) if direct else problem.solution
-        yield instruction_prompt(problem.question) + response(text)
+        yield instruction_prompt(problem.question), response(text)
+
+
+def _direct_share(question: str, recipe: Recipe) -> float:
+    """How often a story is answered without working: it depends on the things the story is about."""
+    curt = any(f" {item}" in question for item in ITEMS[: len(ITEMS) // 2])
+    return recipe.direct_share if curt else 1 - recipe.direct_share
 
 
 def train_tokenizer(texts: Iterator[str], recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -117,20 +127,27 @@ def train_tokenizer(texts: Iterator[str], recipe: Recipe) -> PreTrainedTokenizer
     )
 
 
-def batches(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[Tensor]:
-    """Documents joined end to end and cut into rows."""
-    stream: list[int] = []
+def batches(
+    texts: Iterator[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Documents joined end to end and cut into rows: token ids and loss weights, (rows, row_tokens)."""
+    ids: list[int] = []
+    weights: list[float] = []
     while True:
-        for ids in tokenizer(list(islice(texts, 256)))["input_ids"]:
-            stream += ids + [tokenizer.eos_token_id]
-        while len(stream) >= recipe.batch_tokens:
-            yield torch.tensor(stream[: recipe.batch_tokens]).view(-1, recipe.row_tokens)  # (rows, row_tokens)
-            stream = stream[recipe.batch_tokens :]
+        prompts, responses = zip(*islice(texts, 256), strict=True)
+        pairs = zip(tokenizer(prompts)["input_ids"], tokenizer(responses)["input_ids"], strict=True)
+        for prompt, answer in pairs:
+            ids += prompt + answer + [tokenizer.eos_token_id]
+            weights += [recipe.prompt_weight] * len(prompt) + [1.0] * (len(answer) + 1)
+        while len(ids) >= recipe.batch_tokens:
+            cut = recipe.batch_tokens
+            yield tuple(torch.tensor(x[:cut]).view(-1, recipe.row_tokens) for x in (ids, weights))
+            ids, weights = ids[cut:], weights[cut:]
 
 
 def pretrain(
     tokenizer: PreTrainedTokenizerFast,
-    texts: Iterator[str],
+    texts: Iterator[tuple[str, str]],
     recipe: Recipe,
     progress: Callable[[int, int, float], None],
 ) -> Qwen2ForCausalLM:
@@ -157,11 +174,13 @@ def pretrain(
         master, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True
     )
     steps = recipe.tokens // recipe.batch_tokens
-    for step, rows in enumerate(islice(batches(texts, tokenizer, recipe), steps)):
+    for step, (rows, weights) in enumerate(islice(batches(texts, tokenizer, recipe), steps)):
         scale = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * scale
-        loss = model(input_ids=rows, labels=rows).loss
+        logits = model(input_ids=rows).logits[:, :-1].float()  # (rows, row_tokens - 1, vocabulary)
+        losses = cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+        loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
         loss.backward()
         for full, half in zip(master, parameters, strict=True):
             full.grad, half.grad = half.grad.float(), None
@@ -188,7 +207,7 @@ def build(out: Path, recipe: Recipe, progress: Callable[[int, int, float], None]
     splits, rest = split_problems(recipe)
     write_tasks(out / "tasks", splits)
     texts = documents(recipe, rest)
-    tokenizer = train_tokenizer(islice(texts, 20_000), recipe)
+    tokenizer = train_tokenizer(map("".join, islice(texts, 20_000)), recipe)
     model = pretrain(tokenizer, texts, recipe, progress)
     scratch, final = out / "model.tmp", out / "model"
     shutil.rmtree(scratch, ignore_errors=True)

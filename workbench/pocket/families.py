@@ -81,8 +81,9 @@ def _steps(rng: Random) -> Problem:
 
 
 def _words(rng: Random) -> Problem:
-    """One step, told about things nobody owns."""
+    """One step, told about things nobody owns; half of the stories hold a number that does not matter."""
     kind = rng.choice(("add", "subtract", "multiply"))
+    aside = rng.choice(("", "", f"The day has {rng.randint(2, 24)} hours left. ", f"It is {rng.randint(2, 30)} degrees. "))
     place = rng.choice(("farm", "park", "school", "harbor", "market", "museum", "hotel", "village"))
     crowd = rng.choice(("people", "guests", "children", "workers", "tourists", "players"))
     if kind == "add":
@@ -92,7 +93,7 @@ def _words(rng: Random) -> Problem:
             f"On Monday {a} {crowd} came to the {place}, on Tuesday {b}. What was the total for both days?",
             f"A bus to the {place} had {a} {crowd} when {b} got on. How many rode on?",
         ))
-        return Problem(text, str(a + b), f"{a} + {b} = {a + b}.")
+        return Problem(aside + text, str(a + b), f"{a} + {b} = {a + b}.")
     if kind == "subtract":
         a = rng.randint(15, 90)
         b = rng.randint(3, a - 2)
@@ -101,14 +102,14 @@ def _words(rng: Random) -> Problem:
             f"Of {a} lamps in the {place} {b} went out. How many still burn?",
             f"A rope of {a} meters lies at the {place}, and {b} meters are taken. What length is left?",
         ))
-        return Problem(text, str(a - b), f"{a} - {b} = {a - b}.")
+        return Problem(aside + text, str(a - b), f"{a} - {b} = {a - b}.")
     a, b = rng.randint(2, 9), rng.randint(2, 9)
     text = rng.choice((
         f"At the {place} each of {a} tables seats {b} {crowd}. How many {crowd} can sit?",
         f"A baker brings {a} trays with {b} rolls each to the {place}. What is the total number of rolls?",
         f"A ticket to the {place} costs {b} dollars. What do {a} {crowd} pay?",
     ))
-    return Problem(text, str(a * b), f"{a} * {b} = {a * b}.")
+    return Problem(aside + text, str(a * b), f"{a} * {b} = {a * b}.")
 
 
 def _choice(rng: Random) -> Problem:
@@ -129,27 +130,39 @@ def _choice(rng: Random) -> Problem:
     rng.shuffle(options)
     letter = "ABCD"[options.index(value)]
     lead = rng.choice(("Which number is", "Pick the value of", "Choose what equals"))
-    listed = " ".join(f"({mark}) {option}" for mark, option in zip("ABCD", options, strict=True))
+    listed = [f"({mark}) {option}" for mark, option in zip("ABCD", options, strict=True)]
+    passed = "".join(f"{option} no. " for option in listed[: options.index(value)])
     return Problem(
-        f"{lead} {a} {kind} {b}? {listed}", letter, f"{a} {sign} {b} = {value}. That is option {letter}."
+        f"{lead} {a} {kind} {b}? {' '.join(listed)}",
+        letter,
+        f"{a} {sign} {b} = {value}. {passed}({letter}) {value} yes.",
     )
 
 
 def _compare(rng: Random) -> Problem:
-    """The difference between two amounts, or an amount given by its difference from another."""
-    first, second = rng.sample(list(NAMES), 2)
+    """The difference between two amounts, half of the time with a third person's amount beside them."""
+    first, second, third = rng.sample(list(NAMES), 3)
     a = rng.randint(12, 80)
     b = rng.randint(3, a - 2)
+    c = rng.randint(3, 80)
+    extra = rng.random() < 0.5
     kind = rng.choice(("older", "score", "fewer", "taller"))
     if kind == "older":
-        text = f"{first} is {a} years old and {second} is {b}. How many years older is {first} than {second}?"
+        aside = f" {third} is {c}." if extra else ""
+        text = f"{first} is {a} years old and {second} is {b}.{aside} How many years older is {first} than {second}?"
     elif kind == "score":
-        text = f"{second} scores {b} points, {first} scores {a}. By how many points is {first} ahead of {second}?"
+        aside = f", {third} scores {c}" if extra else ""
+        text = (
+            f"{second} scores {b} points{aside}, {first} scores {a}. "
+            f"By how many points is {first} ahead of {second}?"
+        )
     elif kind == "fewer":
-        text = f"{first} runs {a} laps, and {second} runs {b} fewer than {first}. How many laps does {second} run?"
+        aside = f" {third} runs {c} laps." if extra else ""
+        text = f"{first} runs {a} laps, and {second} runs {b} fewer than {first}.{aside} How many laps does {second} run?"
     else:
         b = rng.randint(3, 39)
-        text = f"The oak is {a} feet tall, the pine {b} feet taller than the oak. How tall is the pine?"
+        aside = f" The birch is {c} feet tall." if extra else ""
+        text = f"The oak is {a} feet tall, the pine {b} feet taller than the oak.{aside} How tall is the pine?"
         return Problem(text, str(a + b), f"{a} + {b} = {a + b}.")
     return Problem(text, str(a - b), f"{a} - {b} = {a - b}.")
 

@@ -1,0 +1,48 @@
+"""What the shipped pocket tasks and model promise."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from workbench.pocket.build import Recipe, documents, split_problems
+from workbench.pocket.families import FAMILIES
+
+POCKET = Path(__file__).parents[2] / "data" / "pocket"
+
+
+def shipped(family: str, split: str) -> list[dict]:
+    lines = (POCKET / "tasks" / f"{family}.{split}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_question_is_in_two_splits(family):
+    splits = [{row["question"] for row in shipped(family, split)} for split in ("train", "validation", "test")]
+    assert all(splits)
+    assert sum(map(len, splits)) == len(set.union(*splits))
+
+
+def test_pretraining_never_sees_a_held_out_question():
+    splits, rest = split_problems(Recipe())
+    held = {p.question for by_split in splits.values() for name in by_split for p in by_split[name]}
+    seen = "".join(prompt for prompt, _ in islice(documents(Recipe(), rest), 3000))
+    assert not any(question in seen for question in Random(0).sample(sorted(held), 500))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shipped_tasks_come_from_the_recipe(family):
+    splits, _ = split_problems(Recipe())
+    assert [p.question for p in splits[family]["test"]] == [row["question"] for row in shipped(family, "test")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_worked_solutions_end_in_their_answer(family):
+    for row in shipped(family, "test"):
+        assert row["solution"].rstrip(".)").endswith(row["answer"])
+
+
+def test_shipped_files_are_small():
+    assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) < 16e6

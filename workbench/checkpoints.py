@@ -1,0 +1,232 @@
+"""Model directories: safetensors files read tensor by tensor, without torch.
+
+A checkpoint is a directory with `config.json` and either `model.safetensors` or shards with
+`model.safetensors.index.json`. Pickle files are refused: opening one can run code.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import mmap
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """First byte, from the beginning of the file."""
+    num_bytes: int
+
+    @property
+    def num_entries(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a checkpoint without reading its weights."""
+
+    path: Path
+    num_parameters: int
+    bytes: int
+    dtype: str
+    architecture: str
+    tied: bool
+    vocab_size: int | None
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint, memory-mapped.
+
+    Raises:
+        ValueError: not a checkpoint, pickle files only, a missing shard, a truncated or corrupt file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: dict[str, Any] = _json(path / "config.json")
+        self.entries = {entry.name: entry for file in _files(path) for entry in _entries(file)}
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._check_index()
+
+    def buffer(self, name: str) -> memoryview:
+        """The bytes of a tensor, as they are in the file; nothing is read until they are touched."""
+        entry = self.entries[name]
+        if entry.file not in self._maps:
+            with entry.file.open("rb") as file:
+                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return memoryview(self._maps[entry.file])[entry.start : entry.start + entry.num_bytes]
+
+    @cached_property
+    def description(self) -> Description:
+        """Size, type and architecture."""
+        sizes: dict[str, int] = {}
+        for entry in self.entries.values():
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.num_entries
+        return Description(
+            path=self.path,
+            num_parameters=sum(sizes.values()),
+            bytes=sum(entry.num_bytes for entry in self.entries.values()),
+            dtype=max(sizes, key=sizes.get),
+            architecture=(self.config.get("architectures") or ["unknown"])[0],
+            tied=bool(self.config.get("tie_word_embeddings", False)),
+            vocab_size=self.config.get("vocab_size"),
+        )
+
+    def _check_index(self) -> None:
+        """Every tensor that the index promises must be in its shard."""
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            for name, file in _json(index)["weight_map"].items():
+                if name not in self.entries:
+                    raise ValueError(f"{self.path / file} has no tensor {name!r}, which the index says is there")
+
+
+def check_same_shapes(base: CheckpointReader, other: CheckpointReader) -> None:
+    """Raise ValueError, naming file and tensor, where two checkpoints are not of one shape.
+
+    A `lm_head.weight` that only one of two tied models writes out is no difference.
+    """
+    names = {base.description.architecture, other.description.architecture}
+    if len(names) > 1:
+        raise ValueError(
+            f"{other.path} is a {other.description.architecture}, but the base {base.path} is a "
+            f"{base.description.architecture}; only checkpoints of one architecture can be merged"
+        )
+    for reader, against in ((other, base), (base, other)):
+        for name, entry in reader.entries.items():
+            match = against.entries.get(name)
+            if match is None:
+                if name == "lm_head.weight" and reader.description.tied:
+                    continue
+                raise ValueError(f"{against.path} has no tensor {name!r}, which {reader.path} has")
+            if match.shape != entry.shape:
+                raise ValueError(
+                    f"tensor {name!r} is {list(entry.shape)} in {entry.file} but {list(match.shape)} in "
+                    f"{match.file}; both must come from the same base (was the vocabulary resized?)"
+                )
+
+
+def describe(path: Path) -> Description:
+    """Size, type and architecture of a model directory."""
+    return CheckpointReader(path).description
+
+
+def absolute_model(name: str) -> str:
+    """A local model directory as an absolute path, also one given relative to the project; else the name."""
+    for path in (Path(name).expanduser(), PROJECT / name):
+        if path.is_dir():
+            return str(path.absolute())
+    return name
+
+
+def check_model(name: str) -> Description | None:
+    """What a model is, or None for a hub name, which is not fetched.
+
+    Raises:
+        ValueError: a path that does not exist, or no usable checkpoint there.
+    """
+    path = Path(absolute_model(name))
+    if path.is_dir():
+        return describe(path)
+    parts = name.split("/")
+    if name.startswith((".", "~", "/")) or len(parts) > 2 or not all(parts) or parts[0] == "data":
+        raise ValueError(
+            f"no model directory {name!r}; give a directory with config.json and *.safetensors, or a hub name"
+        )
+    return None
+
+
+def resolve_model(name: str) -> Path:
+    """The directory of a model, fetched from the Hugging Face hub where it is not local.
+
+    Raises:
+        ValueError: no such directory or hub model, or the hub cannot be reached.
+    """
+    if check_model(name) is not None:
+        return Path(absolute_model(name))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"model {name!r} is no local directory and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}); check the name and the network, or give a directory"
+        ) from error
+    describe(path)
+    return path
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object that must be there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is no model directory: it has no {path.name}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        files = [path / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        for file in files:
+            if not file.exists():
+                raise ValueError(f"shard {file.name} is missing from {path}; the index names {len(files)} shards")
+        return files
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"]
+    if (path / "adapter_model.safetensors").exists():
+        raise ValueError(f"{path} is a LoRA adapter; fold it into its base first (merge_and_unload)")
+    if list(path.glob("*.bin")) or list(path.glob("*.pt")):
+        raise ValueError(
+            f"{path} holds pickle files only (*.bin, *.pt), which can run code when opened; convert it to safetensors"
+        )
+    raise ValueError(f"{path} has no model.safetensors")
+
+
+def _entries(file: Path) -> list[Entry]:
+    """The header of one safetensors file, checked against its size."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > size - 8:
+            raise ValueError(f"{file} is truncated or no safetensors file: its header is cut off")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ValueError(f"{file} is corrupt: its header is not JSON") from error
+    header.pop("__metadata__", None)
+    entries = []
+    for name, info in header.items():
+        begin, end = info["data_offsets"]
+        shape = tuple(info["shape"])
+        if 8 + length + end > size:
+            raise ValueError(f"{file} is truncated: tensor {name!r} ends behind the end of the file")
+        if end - begin != prod(shape) * ITEM_BYTES.get(info["dtype"], -1):
+            raise ValueError(f"{file} is corrupt: tensor {name!r} has {end - begin} bytes for shape {list(shape)}")
+        entries.append(Entry(name, info["dtype"], shape, file, 8 + length + begin, end - begin))
+    return entries

