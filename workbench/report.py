@@ -1,0 +1,90 @@
+"""A run in words and tables, for the terminal and for `show --json`. Read from the run's own files."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from workbench.ingest import read_run
+from workbench.launch import observed_status
+from workbench.rundir import find_run, read_json
+
+
+def checkpoint_name(kind: str, iteration: int) -> str:
+    """Base, SFT 1, Merge 1: as the paper calls them."""
+    return "Base" if kind == "base" else f"{'SFT' if kind == 'sft' else 'Merge'} {iteration}"
+
+
+def summary(root: Path, run_id: str) -> dict[str, Any]:
+    """Status, phases and accuracies of a run.
+
+    Raises:
+        ValueError: no such run.
+    """
+    run = find_run(root, run_id)
+    status, error = observed_status(run)
+    rows = read_run(run, {}).rows
+    phases = [
+        {key: str(row[key]) if key.endswith("_at") and row[key] else row[key] for key in
+         ("iteration", "phase", "status", "done", "total", "unit", "started_at", "ended_at")}
+        for row in rows["phases"]
+    ]  # fmt: skip
+    evals = [
+        {"checkpoint": checkpoint_name(row["kind"], row["iteration"])}
+        | {key: row[key] for key in ("iteration", "kind", "task", "domain", "num_questions", "num_correct")}
+        | {key: row[key] for key in ("accuracy", "ci_low", "ci_high")}
+        for row in rows["evals"]
+    ]
+    return {
+        "run_id": run_id,
+        "status": status,
+        "error": error,
+        "config": read_json(run.config)["config"],
+        "phases": phases,
+        "evals": evals,
+    }
+
+
+def print_summary(console: Console, found: dict[str, Any]) -> None:
+    """Print what `summary` returns."""
+    config = found["config"]
+    console.print(f"{found['run_id']}: {found['status']}", style="bold")
+    console.print(f"{config['method']} on {config['train_task']}, base {config['model']}", markup=False)
+    if found["error"]:
+        console.print(found["error"], style="red", markup=False)
+    if found["evals"]:
+        console.print(accuracy_table(found["evals"]))
+
+
+def accuracy_table(evals: list[dict[str, Any]]) -> Table:
+    """One row per checkpoint, one column per task: accuracy in per cent with its 95 % interval."""
+    tasks = list(dict.fromkeys((row["domain"], row["task"]) for row in evals))
+    counts = {row["task"]: row["num_questions"] for row in evals}
+    table = Table("", *(f"{domain} {task}\nn = {counts[task]}" for domain, task in tasks), "OOD\nmean")
+    table.title = "accuracy, % (95 % Wilson interval)"
+    for name in dict.fromkeys(row["checkpoint"] for row in evals):
+        mine = {row["task"]: row for row in evals if row["checkpoint"] == name}
+        cells = [
+            f"{100 * r['accuracy']:.1f} ({100 * r['ci_low']:.0f} to {100 * r['ci_high']:.0f})" if r else ""
+            for r in (mine.get(task) for _, task in tasks)
+        ]
+        ood = [row["accuracy"] for row in mine.values() if row["domain"] == "OOD"]
+        table.add_row(name, *cells, f"{100 * sum(ood) / len(ood):.1f}" if ood else "")
+    return table
+
+
+def merge_lines(report: dict[str, Any]) -> list[str]:
+    """What a merge did, for people."""
+    dropped = report["drop_rate_achieved"]
+    lines = [
+        f"{report['num_tensors_merged']} tensors, {report['num_parameters']:,} parameters, {report['seconds']:.1f} s",
+        f"alpha {report['alpha']}, drop_rate {report['drop_rate']}, seed {report['seed']}",
+        "changed entries dropped: " + ("none changed" if dropped is None else f"{100 * dropped:.2f} %"),
+        f"|delta| {report['delta_norm']:.4g}, after DARE {report['delta_norm_after_dare']:.4g}",
+        f"|merged - base| {report['moved_from_base']:.4g}, expected {report['moved_from_base_expected']:.4g}",
+    ]
+    lines += ["WARNING: identical to the base"] * report["identical_to_base"]
+    lines += ["WARNING: identical to sft"] * report["identical_to_sft"]
+    lines += [f"WARNING: {report['num_not_finite']} entries are NaN or infinite"] * bool(report["num_not_finite"])
+    return lines

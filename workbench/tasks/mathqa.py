@@ -1,0 +1,28 @@
+"""MathQA, multiple choice among five (Amini et al. 2019, arXiv 1905.13319).
+
+    {"problem": "what is 3 + 4 ?", "options": "a ) 6 , b ) 7 , c ) 8 , d ) 9 , e ) 10", "correct": "b"}
+
+Some rows double the mark ("a ) a ) 6"), some options hold commas: split at the letters, in order.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.tasks.base import Row, Task, with_options
+
+OPTIONS = re.compile(r"(?:^|,)\s*([a-e])\s*\)\s*(?:\1\s*\)\s*)?(.*?)(?=\s*,\s*[a-e]\s*\)|\s*$)", re.DOTALL)
+
+
+def read_row(row: Mapping[str, Any]) -> Row:
+    """Problem with its options, and the letter in capitals."""
+    letter = row["correct"].strip().upper()
+    options = {mark.upper(): text for mark, text in OPTIONS.findall(row["options"])}
+    if letter not in ("A", "B", "C", "D", "E"):
+        raise ValueError(f"correct is {row['correct']!r}, not one of a to e")
+    if letter not in options:  # an oddly written list is shown as it is
+        return Row(f"{row['problem'].strip()} {row['options'].strip()}", letter)
+    return Row(with_options(row["problem"], options), letter)
+
+
+TASK = Task("mathqa", "choice", read_row, hub="allenai/math_qa", splits={"test": "test"})

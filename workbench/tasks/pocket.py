@@ -1,0 +1,15 @@
+"""The pocket tasks, shipped in data/pocket/tasks and made by `workbench pocket build`.
+
+    {"question": "Which number is 2 times 3? (A) 5 (B) 6 (C) 7 (D) 9", "answer": "B", "solution": "..."}
+"""
+
+from workbench.tasks.generic import read_row
+from workbench.tasks.base import Task
+
+SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+TASKS = [
+    Task("pocket_steps", "number", read_row, splits=SPLITS),
+    Task("pocket_words", "number", read_row, splits=SPLITS),
+    Task("pocket_choice", "choice", read_row, splits=SPLITS),
+    Task("pocket_compare", "number", read_row, splits=SPLITS),
+]

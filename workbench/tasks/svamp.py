@@ -1,0 +1,20 @@
+"""SVAMP, one-step problems with distracting numbers (Patel et al. 2021, arXiv 2103.07191).
+
+    {"Body": "Ida has 8 pens and 3 cups", "Question": "How many pens has she?", "Answer": 8.0, "ID": "chal-1"}
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.tasks.base import Row, Task, plain_number
+
+
+def read_row(row: Mapping[str, Any]) -> Row:
+    """Body and question as one text; bodies often lack their full stop."""
+    body = row["Body"].strip()
+    if body and body[-1] not in ".!?,":
+        body += "."
+    return Row(f"{body} {row['Question'].strip()}".strip(), plain_number(row["Answer"]))
+
+
+TASK = Task("svamp", "number", read_row, hub="ChilleD/SVAMP", splits={"test": "test"})
