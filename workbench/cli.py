@@ -104,9 +104,7 @@ def stop(run_id: RunId) -> None:
 
 
 @app.command()
-def resume(
-    run_id: RunId, detach: Annotated[bool, typer.Option(help="Do not follow the run.")] = False
-) -> None:
+def resume(run_id: RunId, detach: Annotated[bool, typer.Option(help="Do not follow the run.")] = False) -> None:
     """Go on with a stopped or failed run from its first unfinished phase."""
     root = rundir.home()
     launching.resume(root, run_id)

@@ -1,6 +1,7 @@
 """The settings of one run: frozen pydantic models, TOML or JSON in, JSON out, unknown keys refused."""
 
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -218,3 +219,21 @@ def _explain(error: Mapping[str, Any]) -> str:
         return f"{name} is required"
     message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}, got {error['input']!r}" if name else message
+
+
+def setting(config: RunConfig, name: str) -> Any:
+    """The value of a setting under its short or dotted name, as JSON would have it."""
+    value: Any = config.model_dump(mode="json")
+    for part in SHORT_NAMES.get(name, name).split("."):
+        value = value[part]
+    return value
+
+
+def command(preset: str, config: RunConfig, names: Sequence[str]) -> str:
+    """The `workbench run` command for a preset with those of `names` set in which the config differs."""
+    shipped = build_config(load_settings(preset))
+    words = ["workbench", "run", "--preset", preset]
+    for name in names:
+        if (value := setting(config, name)) != setting(shipped, name):
+            words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)

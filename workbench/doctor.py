@@ -53,7 +53,9 @@ def _gpu() -> Finding:
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        names = [f"{pynvml.nvmlDeviceGetName(h)}, {pynvml.nvmlDeviceGetMemoryInfo(h).total / 2**30:.0f} GiB" for h in handles]
+        names = [
+            f"{pynvml.nvmlDeviceGetName(h)}, {pynvml.nvmlDeviceGetMemoryInfo(h).total / 2**30:.0f} GiB" for h in handles
+        ]
     except pynvml.NVMLError:
         return Finding("GPU", "optional", "none; the pocket model needs none", "an NVIDIA GPU and its driver")
     return Finding("GPU", "ok" if names else "optional", "; ".join(names) or "none")

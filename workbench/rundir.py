@@ -1,18 +1,18 @@
 """Every path of a run, and the files that say how it stands. The files are the truth; the store is an index.
 
-    <home>/runs/<run_id>/
-      config.json               the resolved config, versions, time of creation: all that is needed to run
-      process.json              the runner's pid, its start time and host
-      status.json               queued, running, done, failed or stopped; since when; phase; error and cure
-      runner.log                the runner's own words
-      iteration_<t>/<phase>/    t = 0 is the untouched base
-        job.json                the phase's complete input
-        events.jsonl            progress, as it happens
-        solutions.jsonl         (sample) one row per sampled solution
-        outcomes.jsonl          (evaluate) one row per checkpoint, task and question
-        checkpoint/             (sft, merge) the model directory
-        phase.log               standard output and error
-        result.json             put in place last: the phase is done
+<home>/runs/<run_id>/
+  config.json               the resolved config, versions, time of creation: all that is needed to run
+  process.json              the runner's pid, its start time and host
+  status.json               queued, running, done, failed or stopped; since when; phase; error and cure
+  runner.log                the runner's own words
+  iteration_<t>/<phase>/    t = 0 is the untouched base
+    job.json                the phase's complete input
+    events.jsonl            progress, as it happens
+    solutions.jsonl         (sample) one row per sampled solution
+    outcomes.jsonl          (evaluate) one row per checkpoint, task and question
+    checkpoint/             (sft, merge) the model directory
+    phase.log               standard output and error
+    result.json             put in place last: the phase is done
 """
 
 import json

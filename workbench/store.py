@@ -153,9 +153,7 @@ def phases_frame(db: Path, run_id: str) -> DataFrame:
 
 def metrics_frame(db: Path, run_id: str, name: str) -> DataFrame:
     """One metric of a run by iteration and step."""
-    return query(
-        db, "SELECT * FROM metrics WHERE run_id = ? AND name = ? ORDER BY iteration, step", [run_id, name]
-    )
+    return query(db, "SELECT * FROM metrics WHERE run_id = ? AND name = ? ORDER BY iteration, step", [run_id, name])
 
 
 def solutions_frame(db: Path, run_id: str, limit: int) -> DataFrame:
@@ -173,4 +171,16 @@ def outcomes_frame(db: Path, run_id: str, checkpoint_id: str, task: str) -> Data
         db,
         "SELECT * FROM outcomes WHERE run_id = ? AND checkpoint_id = ? AND task = ? ORDER BY question_id, sample",
         [run_id, checkpoint_id, task],
+    )
+
+
+def kept_frame(db: Path, run_id: str) -> DataFrame:
+    """Per iteration: number of sampled solutions, and the shares that are correct and kept."""
+    return query(
+        db,
+        """
+        SELECT iteration, count(*) AS num_solutions, avg(is_correct::INT) AS correct, avg(kept::INT) AS kept
+        FROM solutions WHERE run_id = ? GROUP BY iteration ORDER BY iteration
+        """,
+        [run_id],
     )

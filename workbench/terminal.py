@@ -69,7 +69,7 @@ def follow(run: RunDir, console: Console) -> None:
 
 
 def score_line(iteration: int, event: dict) -> str:
-    """"Merge 2  pocket_words  OOD  61.2 %  (57 to 65, n = 500)"."""
+    """ "Merge 2  pocket_words  OOD  61.2 %  (57 to 65, n = 500)"."""
     from workbench.report import checkpoint_name
 
     name = checkpoint_name(event["kind"], iteration)

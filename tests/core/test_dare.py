@@ -101,15 +101,19 @@ def test_expected_distance_is_met_on_average():
     base, start, sft = (x.double() for x in three((200_000,), torch.float32))
     d, delta = start - base, sft - start
     expected = expected_distance((d @ d).item(), (d @ delta).item(), (delta @ delta).item(), 0.3, 0.9)
-    moved = [
-        (merge_tensor(base, start, sft, Recipe(0.3, 0.9, seed), "w") - base).norm().item() for seed in range(5)
-    ]
+    moved = [(merge_tensor(base, start, sft, Recipe(0.3, 0.9, seed), "w") - base).norm().item() for seed in range(5)]
     assert sum(moved) / 5 == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("alpha", "drop_rate", "named"),
-    [(-0.1, 0, "alpha"), (1.1, 0, "alpha"), (math.nan, 0, "alpha"), (0.5, 1, "drop_rate"), (0.5, math.nan, "drop_rate")],
+    [
+        (-0.1, 0, "alpha"),
+        (1.1, 0, "alpha"),
+        (math.nan, 0, "alpha"),
+        (0.5, 1, "drop_rate"),
+        (0.5, math.nan, "drop_rate"),
+    ],
 )
 def test_a_setting_out_of_range_is_named(alpha, drop_rate, named):
     with pytest.raises(ValueError, match=rf"{named} must be in \[0, 1"):

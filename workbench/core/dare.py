@@ -46,9 +46,7 @@ def chunks(num_entries: int) -> Iterator[slice]:
         yield slice(at, min(at + CHUNK, num_entries))
 
 
-def keep_mask(
-    seed: int, name: str, drop_rate: float, piece: slice, device: torch.device | str = "cpu"
-) -> Tensor:
+def keep_mask(seed: int, name: str, drop_rate: float, piece: slice, device: torch.device | str = "cpu") -> Tensor:
     """True where an entry of the flattened tensor `name` survives: (piece.stop - piece.start,) bool.
 
     Each entry's index is hashed to 32 uniform bits by two rounds of a multiply-xorshift permutation

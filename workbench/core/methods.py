@@ -1,7 +1,7 @@
 """What each method does in an iteration, and which checkpoint the next one starts from.
 
-    vanilla (STaR)   sample, sft, evaluate, and start again from the fine-tuned checkpoint
-    imm              sample, sft, merge, evaluate, and start again from the merged checkpoint (paper, Eq. 5-6)
+vanilla (STaR)   sample, sft, evaluate, and start again from the fine-tuned checkpoint
+imm              sample, sft, merge, evaluate, and start again from the merged checkpoint (paper, Eq. 5-6)
 """
 
 PHASES = {

@@ -44,9 +44,7 @@ class PairedDifference:
     num_questions: int
 
 
-def paired_difference(
-    first: Sequence[bool], second: Sequence[bool], level: float = 0.95
-) -> PairedDifference:
+def paired_difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> PairedDifference:
     """Accuracy of `second` minus `first`, question by question.
 
     Interval: Bonett and Price (2012), an adjusted Wald interval for paired proportions. Test: exact McNemar.

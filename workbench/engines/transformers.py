@@ -65,7 +65,12 @@ class BufferLayer(DynamicLayer):
         other.values = torch.empty_like(other.keys)
         other.keys[:, :, : self.length] = self.keys[:, :, : self.length]
         other.values[:, :, : self.length] = self.values[:, :, : self.length]
-        other.dtype, other.device, other.length, other.is_initialized = self.dtype, self.device, self.length, True
+        other.dtype, other.device, other.length, other.is_initialized = (
+            self.dtype,
+            self.device,
+            self.length,
+            True,
+        )
         return other
 
 
@@ -209,14 +214,18 @@ class TransformersEngine:
             # A padding position may see itself, so that no row of the softmax is empty.
             itself = torch.arange(total, device=self.device) == end[:, None]
             allowed = (allowed & causal) | itself
-        return self.model(
-            input_ids=tokens,
-            attention_mask=allowed,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1].float()
+        return (
+            self.model(
+                input_ids=tokens,
+                attention_mask=allowed,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
 
     def _has_stop(self, tail: Tensor, stop: Sequence[str]) -> Tensor:
         """Which rows of token ids (rows, tail) hold a stop string."""

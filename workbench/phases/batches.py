@@ -7,9 +7,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 
-def batches_by_length(
-    items: Sequence[Item], prompts: Sequence[str], size: int
-) -> list[list[tuple[Item, str]]]:
+def batches_by_length(items: Sequence[Item], prompts: Sequence[str], size: int) -> list[list[tuple[Item, str]]]:
     """Items with their prompts, longest prompt first, in batches of `size`.
 
     The batches depend on the whole list only: a batch is generated whole or not at all, because what

@@ -71,9 +71,7 @@ def load_task(source: TaskSource, job: EvaluateJob, emit: Emit) -> LoadedTask:
 def _answer(answers: _Answers, checkpoint: Checkpoint, task: LoadedTask, total: int) -> list[dict[str, Any]]:
     """Ask what was not asked yet; return this checkpoint's rows on this task."""
     job, key = answers.job, (checkpoint.checkpoint_id, task.name)
-    mine = {
-        row["question_id"]: row for row in answers.rows if (row["checkpoint_id"], row["task"]) == key
-    }
+    mine = {row["question_id"]: row for row in answers.rows if (row["checkpoint_id"], row["task"]) == key}
     prompts = [instruction_prompt(q.text) for q in task.questions]
     for batch in batches_by_length(task.questions, prompts, job.engine.batch_size):
         if all(q.question_id in mine for q, _ in batch):

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from workbench.events import Emit, event_log
 from workbench.jobs import Section
 from workbench.rundir import PhaseDir, write_json
@@ -26,14 +28,13 @@ def main(job_type: type[Job], run: Callable[[Job, PhaseDir, Emit], dict[str, Any
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     job = job_type.model_validate_json(place.job.read_text(encoding="utf-8"))
-    started = time.time()
     summary = run(job, place, event_log(place.events))
     write_json(
         place.result,
         {
             "phase": place.phase,
             "iteration": place.iteration,
-            "started_at": started,
+            "started_at": psutil.Process().create_time(),
             "ended_at": time.time(),
             "summary": summary,
         },

@@ -102,9 +102,7 @@ def _sample(
     return rows
 
 
-def _row(
-    question: Question, sample: int, temperature: float, made: Generation, answer_format: str
-) -> dict[str, Any]:
+def _row(question: Question, sample: int, temperature: float, made: Generation, answer_format: str) -> dict[str, Any]:
     """One solution as it is recorded."""
     result = grade(made.text, question.reference, answer_format)
     return {

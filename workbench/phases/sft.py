@@ -61,9 +61,7 @@ def run(job: SftJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     }
 
 
-def training_examples(
-    job: SftJob, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[dict[str, list[int]]], int]:
+def training_examples(job: SftJob, tokenizer: PreTrainedTokenizerBase) -> tuple[list[dict[str, list[int]]], int]:
     """Token ids and labels of the kept solutions, in a fixed order; how many were too long.
 
     Raises:
@@ -121,6 +119,7 @@ def make_trainer(
         save_total_limit=1,
         logging_strategy="steps",
         logging_steps=5,
+        logging_first_step=True,
         report_to=[],
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),

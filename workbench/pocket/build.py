@@ -62,7 +62,9 @@ class Recipe:
     """Weight of a prompt's tokens in the loss; a response's have 1."""
 
 
-def split_problems(recipe: Recipe) -> tuple[dict[str, dict[str, list[Problem]]], dict[str, Iterator[Problem]]]:
+def split_problems(
+    recipe: Recipe,
+) -> tuple[dict[str, dict[str, list[Problem]]], dict[str, Iterator[Problem]]]:
     """Task splits per family, and the endless remainder to pretrain on; no question is in two."""
     splits, rest = {}, {}
     sizes = {
@@ -122,9 +124,7 @@ def train_tokenizer(texts: Iterator[str], recipe: Recipe) -> PreTrainedTokenizer
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=1024
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=1024)
 
 
 def batches(
@@ -170,9 +170,7 @@ def pretrain(
     master = [p.detach().clone() for p in model.parameters()]
     model = model.to(torch.bfloat16).train()
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        master, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True
-    )
+    optimizer = torch.optim.AdamW(master, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     steps = recipe.tokens // recipe.batch_tokens
     for step, (rows, weights) in enumerate(islice(batches(texts, tokenizer, recipe), steps)):
         scale = min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -53,20 +53,24 @@ def _steps(rng: Random) -> Problem:
         if kind == "add":
             amount, before = rng.randint(3, 29), total
             total += amount
-            told = rng.choice((
-                f"{pronoun} finds {amount} more.",
-                f"{friend} gives {name} {amount} more.",
-                f"{pronoun} buys another {amount}.",
-            ))
+            told = rng.choice(
+                (
+                    f"{pronoun} finds {amount} more.",
+                    f"{friend} gives {name} {amount} more.",
+                    f"{pronoun} buys another {amount}.",
+                )
+            )
             done = f"{before} + {amount} = {total}."
         elif kind == "subtract":
             amount, before = rng.randint(2, min(total - 1, 29)), total
             total -= amount
-            told = rng.choice((
-                f"{pronoun} gives {amount} to {friend}.",
-                f"{pronoun} loses {amount} of them.",
-                f"{pronoun} sells {amount}.",
-            ))
+            told = rng.choice(
+                (
+                    f"{pronoun} gives {amount} to {friend}.",
+                    f"{pronoun} loses {amount} of them.",
+                    f"{pronoun} sells {amount}.",
+                )
+            )
             done = f"{before} - {amount} = {total}."
         elif kind == "double":
             before, total = total, total * 2
@@ -83,32 +87,40 @@ def _steps(rng: Random) -> Problem:
 def _words(rng: Random) -> Problem:
     """One step, told about things nobody owns; half of the stories hold a number that does not matter."""
     kind = rng.choice(("add", "subtract", "multiply"))
-    aside = rng.choice(("", "", f"The day has {rng.randint(2, 24)} hours left. ", f"It is {rng.randint(2, 30)} degrees. "))
+    aside = rng.choice(
+        ("", "", f"The day has {rng.randint(2, 24)} hours left. ", f"It is {rng.randint(2, 30)} degrees. ")
+    )
     place = rng.choice(("farm", "park", "school", "harbor", "market", "museum", "hotel", "village"))
     crowd = rng.choice(("people", "guests", "children", "workers", "tourists", "players"))
     if kind == "add":
         a, b = rng.randint(5, 60), rng.randint(5, 39)
-        text = rng.choice((
-            f"The {place} counts {a} cats and {b} dogs. What is the total number of animals?",
-            f"On Monday {a} {crowd} came to the {place}, on Tuesday {b}. What was the total for both days?",
-            f"A bus to the {place} had {a} {crowd} when {b} got on. How many rode on?",
-        ))
+        text = rng.choice(
+            (
+                f"The {place} counts {a} cats and {b} dogs. What is the total number of animals?",
+                f"On Monday {a} {crowd} came to the {place}, on Tuesday {b}. What was the total for both days?",
+                f"A bus to the {place} had {a} {crowd} when {b} got on. How many rode on?",
+            )
+        )
         return Problem(aside + text, str(a + b), f"{a} + {b} = {a + b}.")
     if kind == "subtract":
         a = rng.randint(15, 90)
         b = rng.randint(3, a - 2)
-        text = rng.choice((
-            f"A bus from the {place} carries {a} {crowd} and {b} get off. How many are still on it?",
-            f"Of {a} lamps in the {place} {b} went out. How many still burn?",
-            f"A rope of {a} meters lies at the {place}, and {b} meters are taken. What length is left?",
-        ))
+        text = rng.choice(
+            (
+                f"A bus from the {place} carries {a} {crowd} and {b} get off. How many are still on it?",
+                f"Of {a} lamps in the {place} {b} went out. How many still burn?",
+                f"A rope of {a} meters lies at the {place}, and {b} meters are taken. What length is left?",
+            )
+        )
         return Problem(aside + text, str(a - b), f"{a} - {b} = {a - b}.")
     a, b = rng.randint(2, 9), rng.randint(2, 9)
-    text = rng.choice((
-        f"At the {place} each of {a} tables seats {b} {crowd}. How many {crowd} can sit?",
-        f"A baker brings {a} trays with {b} rolls each to the {place}. What is the total number of rolls?",
-        f"A ticket to the {place} costs {b} dollars. What do {a} {crowd} pay?",
-    ))
+    text = rng.choice(
+        (
+            f"At the {place} each of {a} tables seats {b} {crowd}. How many {crowd} can sit?",
+            f"A baker brings {a} trays with {b} rolls each to the {place}. What is the total number of rolls?",
+            f"A ticket to the {place} costs {b} dollars. What do {a} {crowd} pay?",
+        )
+    )
     return Problem(aside + text, str(a * b), f"{a} * {b} = {a * b}.")
 
 
@@ -153,12 +165,13 @@ def _compare(rng: Random) -> Problem:
     elif kind == "score":
         aside = f", {third} scores {c}" if extra else ""
         text = (
-            f"{second} scores {b} points{aside}, {first} scores {a}. "
-            f"By how many points is {first} ahead of {second}?"
+            f"{second} scores {b} points{aside}, {first} scores {a}. By how many points is {first} ahead of {second}?"
         )
     elif kind == "fewer":
         aside = f" {third} runs {c} laps." if extra else ""
-        text = f"{first} runs {a} laps, and {second} runs {b} fewer than {first}.{aside} How many laps does {second} run?"
+        text = (
+            f"{first} runs {a} laps, and {second} runs {b} fewer than {first}.{aside} How many laps does {second} run?"
+        )
     else:
         b = rng.randint(3, 39)
         aside = f" The birch is {c} feet tall." if extra else ""

@@ -1,6 +1,6 @@
 """Rows of an unknown JSON Lines file: a question, an answer, perhaps a worked solution.
 
-    {"question": "What is 2+2?", "answer": "4", "solution": "2+2 = 4. The answer is 4."}
+{"question": "What is 2+2?", "answer": "4", "solution": "2+2 = 4. The answer is 4."}
 """
 
 from collections.abc import Iterable, Mapping

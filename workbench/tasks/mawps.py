@@ -1,6 +1,6 @@
 """MAWPS, short word problems (Koncel-Kedziorski et al. 2016).
 
-    {"input": "Joan had 7 shells . She gave 2 away . How many are left ?", "target": 5.0, "type": "singleop"}
+{"input": "Joan had 7 shells . She gave 2 away . How many are left ?", "target": 5.0, "type": "singleop"}
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """MMLU, its 18 STEM subjects (Hendrycks et al. 2021, arXiv 2009.03300).
 
-    {"question": "What is 2+2?", "type": "abstract_algebra", "choices": ["3", "4", "5", "6"], "answer": 1}
+{"question": "What is 2+2?", "type": "abstract_algebra", "choices": ["3", "4", "5", "6"], "answer": 1}
 """
 
 from collections.abc import Mapping

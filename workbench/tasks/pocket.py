@@ -1,10 +1,10 @@
 """The pocket tasks, shipped in data/pocket/tasks and made by `workbench pocket build`.
 
-    {"question": "Which number is 2 times 3? (A) 5 (B) 6 (C) 7 (D) 9", "answer": "B", "solution": "..."}
+{"question": "Which number is 2 times 3? (A) 5 (B) 6 (C) 7 (D) 9", "answer": "B", "solution": "..."}
 """
 
-from workbench.tasks.generic import read_row
 from workbench.tasks.base import Task
+from workbench.tasks.generic import read_row
 
 SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 TASKS = [

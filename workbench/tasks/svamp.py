@@ -1,6 +1,6 @@
 """SVAMP, one-step problems with distracting numbers (Patel et al. 2021, arXiv 2103.07191).
 
-    {"Body": "Ida has 8 pens and 3 cups", "Question": "How many pens has she?", "Answer": 8.0, "ID": "chal-1"}
+{"Body": "Ida has 8 pens and 3 cups", "Question": "How many pens has she?", "Answer": 8.0, "ID": "chal-1"}
 """
 
 from collections.abc import Mapping
