@@ -18,7 +18,8 @@ def head(run: RunDir, row: pd.Series) -> str:
     title, buttons = st.columns([4, 1], vertical_alignment="bottom")
     title.subheader(run.run_id)
     title.markdown(
-        f":{screen.STATUS_COLOUR[status]}[{screen.STATUS[status]}] · **{row['method']}** on **{row['train_task']}** · base "
+        f":{screen.STATUS_COLOUR[status]}[{screen.STATUS[status]}] · "
+        f"**{row['method']}** on **{row['train_task']}** · base "
         f"`{screen.short_model(row['model'])}` · seed {row['seed']}"
         + (f" · alpha {row['alpha']:g}, p {row['drop_rate']:g}" if row["method"] == "imm" else "")
         + f" · started {screen.ago(row['created_at'])}"

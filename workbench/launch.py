@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,6 +97,7 @@ def start_runner(run: RunDir) -> None:
             start_new_session=True,
         )
     record_process(run, process.pid)
+    threading.Thread(target=process.wait, daemon=True).start()  # takes note of its end: no zombie stays
 
 
 def record_process(run: RunDir, pid: int) -> None:

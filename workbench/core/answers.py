@@ -30,6 +30,7 @@ STATED = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*:?\s*", re.IGNORECA
 UNIT = re.compile(r"^(?:[a-zA-Z°µ²³/^.\s-]|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\^\{?[23]\}?)*$")
 LETTER = re.compile(r"^\W*(?:option|choice|letter)?\W*([A-Ja-j])(?:\W|$)", re.IGNORECASE)
 MARKED = re.compile(r"\(([A-Ja-j])\)|(?:^|\n)\s*([A-J])[.):](?:\s|$)|^\s*([A-J])\W*$")
+WORDS = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z'.]+(?:[\s-]+[A-Za-z'.]+)*\s*\}?$")
 NOISE = re.compile(r"\\left|\\right|\\!|\\,|\\;|\\ |\\\$|\$|\s|~|\\displaystyle")
 
 
@@ -128,7 +129,8 @@ def is_correct(answer: str, reference: str, answer_format: str) -> bool:
         return False
     if _plain_text(answer) == _plain_text(reference):
         return True
-    return answer_format == "math" and symbolically_equal(answer, reference)
+    mathematical = answer_format == "math" and not WORDS.match(answer) and not WORDS.match(reference)
+    return mathematical and symbolically_equal(answer, reference)
 
 
 def _plain_text(text: str) -> str:

@@ -194,8 +194,8 @@ def write_tasks(folder: Path, splits: dict[str, dict[str, list[Problem]]]) -> No
     """One JSON Lines file per family and split: question, answer, solution."""
     folder.mkdir(parents=True, exist_ok=True)
     for family, by_split in splits.items():
-        for split, problems in by_split.items():
-            rows = ({"question": p.question, "answer": p.answer, "solution": p.solution} for p in problems)
+        for split, chosen in by_split.items():
+            rows = ({"question": p.question, "answer": p.answer, "solution": p.solution} for p in chosen)
             lines = (json.dumps(row) + "\n" for row in rows)
             (folder / f"{family}.{split}.jsonl").write_text("".join(lines))
 

@@ -1,0 +1,71 @@
+"""Fixtures shared by all tests: a home of one's own, and the smallest real run."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from workbench import launch
+from workbench.config import RunConfig, build_config, load_settings
+from workbench.rundir import RunDir, find_run
+
+ROOT = Path(__file__).parents[1]
+DATASETS = ROOT.parent / "shared" / "datasets"
+needs_datasets = pytest.mark.skipif(not DATASETS.is_dir(), reason="the real data sets are not here")
+SMALL = {
+    "num_questions": 24,
+    "eval_questions": 16,
+    "iterations": 1,
+    "threads": 1,
+    "engine.batch_size": 24,
+    "sample.max_new_tokens": 40,
+    "evaluate.max_new_tokens": 40,
+    "sft.save_every_steps": 2,
+    "sft.batch_size": 4,
+}
+"""A pocket run of one iteration that takes some seconds a phase."""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty WORKBENCH_HOME."""
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    return tmp_path
+
+
+def small_config(**changes) -> RunConfig:
+    """The pocket preset, made small."""
+    return build_config(load_settings("pocket"), SMALL | changes)
+
+
+def wait_until(condition, timeout_s: float = 240.0) -> None:
+    """Wait for something to become true, and fail when it does not."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def wait_for_end(root: Path, run_id: str) -> tuple[str, str | None]:
+    """Wait until a run has ended; its status and error."""
+    run = find_run(root, run_id)
+    wait_until(lambda: launch.observed_status(run)[0] in launch.ENDED and not launch.is_alive(run))
+    return launch.observed_status(run)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> RunDir:
+    """One real run of one small IMM iteration, made once for all tests; do not change it."""
+    root = tmp_path_factory.mktemp("home")
+    before = os.environ.get("WORKBENCH_HOME")
+    os.environ["WORKBENCH_HOME"] = str(root)
+    try:
+        run_id = launch.launch(small_config(), root)
+        status, error = wait_for_end(root, run_id)
+    finally:
+        os.environ.pop("WORKBENCH_HOME")
+        if before:
+            os.environ["WORKBENCH_HOME"] = before
+    assert status == "done", error
+    return find_run(root, run_id)

@@ -1,0 +1,84 @@
+"""Reading tasks: the real files, broken rows, and what a wrong name is answered with."""
+
+import json
+
+import pytest
+
+from tests.conftest import DATASETS, needs_datasets
+from workbench.jobs import TaskSource
+from workbench.tasks import check_source, load_questions
+
+
+@needs_datasets
+@pytest.mark.parametrize(
+    ("task", "split", "count", "reference"),
+    [
+        ("gsm8k", "train", 7473, "72"), ("gsm8k", "test", 1319, "18"), ("math", "train", 7498, None),
+        ("math", "test", 5000, "2"), ("math500", "test", 500, r"\left( 3, \frac{\pi}{2} \right)"),
+        ("mawps", "test", 2065, "43"), ("sat_math", "test", 32, "A"), ("svamp", "test", 1000, "145"),
+        ("asdiv", "test", 2215, "9"), ("mathqa", "test", 1000, "A"), ("mmlu_stem", "test", 3018, "C"),
+    ],
+)  # fmt: skip
+def test_real_files_are_read_whole(task, split, count, reference):
+    loaded = load_questions(TaskSource(task=task, datasets=str(DATASETS)), split)
+    assert len(loaded.questions) == count
+    empty_boxes = 2 if (task, split) == ("math", "train") else 0
+    assert len(loaded.problems) == loaded.num_rows - count == empty_boxes
+    assert reference is None or loaded.questions[0].reference == reference
+    assert len({question.question_id for question in loaded.questions}) == count
+
+
+@needs_datasets
+def test_a_directory_named_like_a_task_is_read_as_that_task():
+    loaded = load_questions(TaskSource(task=str(DATASETS / "gsm8k")), "train")
+    assert (loaded.name, loaded.answer_format, len(loaded.questions)) == ("gsm8k", "number", 7473)
+    assert "<<" not in loaded.questions[0].solution
+
+
+def test_broken_rows_are_named_and_the_rest_is_used(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = ['{"question": "1+1?", "answer": "2"}', "not json", '{"question": "2+2?"}', '{"question": "", "answer": "1"}']
+    file.write_text("\n".join([*rows, '{"question": "3+3?", "answer": 6}']) + "\n")
+    loaded = load_questions(TaskSource(task=str(file)), "test")
+    assert [q.reference for q in loaded.questions] == ["2", "6"]
+    assert (loaded.name, loaded.answer_format, loaded.num_rows) == ("mine", "number", 5)
+    assert [problem.split(": ", 1)[1] for problem in loaded.problems] == [
+        "row 2 left out: not a JSON object",
+        "row 3 left out: no answer or reference or target",
+        "row 4 left out: no question or problem or input or prompt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "answer_format"), [(["1", "2.5"], "number"), (["A", "b"], "choice"), (["1", r"\pi"], "math")]
+)
+def test_the_answer_format_of_a_file_is_guessed(tmp_path, answers, answer_format):
+    file = tmp_path / "f.jsonl"
+    file.write_text("".join(json.dumps({"problem": "?", "target": a}) + "\n" for a in answers))
+    assert load_questions(TaskSource(task=str(file)), "test").answer_format == answer_format
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "said"),
+    [
+        ("gsm9k", "test", "no task 'gsm9k', and no such file; known are: gsm8k, math,"),
+        ("svamp", "train", "task svamp has no train split, only test"),
+        ("sat_math", "test", "put its rows at .*sat_math/test.jsonl"),
+    ],
+)
+def test_a_wrong_name_is_one_sentence(home, task, split, said):
+    with pytest.raises(ValueError, match=said):
+        check_source(TaskSource(task=task), split)
+
+
+def test_an_empty_file_and_a_lone_train_file_are_refused(tmp_path):
+    file = tmp_path / "empty.jsonl"
+    file.write_text("")
+    with pytest.raises(ValueError, match="has no usable row"):
+        load_questions(TaskSource(task=str(file)), "test")
+    with pytest.raises(ValueError, match="a train task is a directory"):
+        load_questions(TaskSource(task=str(file)), "train")
+
+
+def test_a_hub_task_is_not_fetched_by_a_check(home):
+    assert check_source(TaskSource(task="gsm8k"), "train") is None

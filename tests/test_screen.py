@@ -1,0 +1,85 @@
+"""Charts and pages on the store of a real run."""
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.conftest import ROOT
+from workbench import charts, store
+from workbench.rundir import store_path
+
+PAGES = ROOT / "pages"
+
+
+@pytest.fixture
+def page(finished_run, monkeypatch):
+    """Opens a page on the finished run's home."""
+    monkeypatch.setenv("WORKBENCH_HOME", str(finished_run.path.parents[1]))
+    return lambda name: AppTest.from_file(str(PAGES / name), default_timeout=30).run()
+
+
+def test_accuracy_chart_shows_every_eval_with_its_interval(finished_run):
+    evals = store.evals_frame(store_path(finished_run.path.parents[1]), finished_run.run_id)
+    figure = charts.accuracy_by_checkpoint(evals, charts.checkpoint_order("imm", 3))
+    drawn = [trace for trace in figure.data if trace.name]
+    assert {trace.name for trace in drawn} == set(evals["task"])
+    assert sum(len(trace.x) for trace in drawn) == len(evals)
+    rows = evals[evals["task"] == "pocket_steps"]
+    steps = next(trace for trace in drawn if trace.name == "pocket_steps")
+    assert list(steps.x) == ["Base", "SFT 1", "Merge 1"]
+    assert list(steps.y) == pytest.approx(list(100 * rows["accuracy"]))
+    assert list(steps.error_y.array) == pytest.approx(list(100 * (rows["ci_high"] - rows["accuracy"])))
+    assert [row[2] for row in steps.customdata] == [16, 16, 16]
+
+
+def test_checkpoint_order():
+    assert charts.checkpoint_order("imm", 2) == ["Base", "SFT 1", "Merge 1", "SFT 2", "Merge 2"]
+    assert charts.checkpoint_order("vanilla", 2) == ["Base", "SFT 1", "SFT 2"]
+
+
+def test_timeline_has_a_bar_per_phase():
+    times = pd.to_datetime(["2026-01-01 00:00:00", "2026-01-01 00:00:10", "2026-01-01 00:00:30"])
+    phases = pd.DataFrame(
+        {
+            "iteration": [0, 1],
+            "phase": ["evaluate", "sample"],
+            "status": ["done", "running"],
+            "started_at": times[:2],
+            "ended_at": times[1:],
+        }
+    )
+    figure = charts.phase_timeline(phases)
+    assert [(bar.base[0], bar.x[0]) for bar in figure.data] == [(0, 10), (10, 20)]
+
+
+def test_runs_page_lists_the_run(page, finished_run):
+    opened = page("runs.py")
+    assert not opened.exception
+    table = opened.dataframe[0].value
+    assert list(table["run"]) == [finished_run.run_id]
+    assert "done" in table["status"][0]
+
+
+def test_live_page_shows_the_run(page, finished_run):
+    opened = page("live.py")
+    assert not opened.exception
+    assert finished_run.run_id in opened.subheader[0].value
+    assert len(opened.get("plotly_chart")) == 4
+    assert not opened.button
+
+
+def test_new_run_page_checks_as_one_types(page):
+    opened = page("new_run.py")
+    assert not opened.exception
+    assert "workbench run --preset pocket" in opened.code[0].value
+    opened.slider(key="pocket_alpha").set_value(0.3)
+    opened.text_input(key="pocket_model").set_value("./nowhere").run()
+    assert "--set alpha=0.3" in opened.code[0].value
+    assert "no model directory './nowhere'" in opened.error[0].value
+    assert opened.button[0].disabled
+
+
+def test_empty_home_offers_the_pocket_run(home):
+    opened = AppTest.from_file(str(PAGES / "runs.py"), default_timeout=30).run()
+    assert not opened.exception
+    assert [button.label for button in opened.button] == ["Start the pocket run"]
