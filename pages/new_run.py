@@ -80,6 +80,8 @@ with side:
         st.error(problem)
     if config and not problems:
         st.success("Ready to start.")
+        for remark in launch.remarks(config):
+            st.warning(remark)
     if config:
         st.caption("The same from a terminal:")
         st.code(command(preset, config, list(chosen)), language="bash", wrap_lines=True)

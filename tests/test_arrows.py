@@ -55,7 +55,9 @@ def test_pages_draw_and_ask_only(page):
     assert not any(isinstance(node, ast.Try) for node in ast.walk(ast.parse(page.read_text())))
 
 
-@pytest.mark.parametrize("module", ["store", "charts", "launch", "config", "screen", "runner", "cli", "report", "terminal"])
+@pytest.mark.parametrize(
+    "module", ["store", "charts", "launch", "config", "screen", "runner", "cli", "report", "terminal"]
+)
 def test_the_screens_side_never_loads_torch(module):
     probe = f"import workbench.{module}, sys; sys.exit(bool({{'torch', 'transformers', 'vllm'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0

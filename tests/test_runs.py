@@ -17,9 +17,13 @@ def final_table(run):
     """What a run measured: every eval without its time, every kept solution, every answer."""
     db = store_path(run.path.parents[1])
     cut = f"replace(checkpoint_id, '{run.run_id}', '') AS checkpoint"
-    evals = store.query(db, f"SELECT {cut}, task, num_correct, num_questions FROM evals WHERE run_id = ? ORDER BY ALL", [run.run_id])
+    evals = store.query(
+        db, f"SELECT {cut}, task, num_correct, num_questions FROM evals WHERE run_id = ? ORDER BY ALL", [run.run_id]
+    )
     kept = store.query(db, "SELECT * EXCLUDE (run_id) FROM solutions WHERE run_id = ? ORDER BY ALL", [run.run_id])
-    answers = store.query(db, f"SELECT {cut}, task, question_id, text FROM outcomes WHERE run_id = ? ORDER BY ALL", [run.run_id])
+    answers = store.query(
+        db, f"SELECT {cut}, task, question_id, text FROM outcomes WHERE run_id = ? ORDER BY ALL", [run.run_id]
+    )
     return evals, kept, answers
 
 

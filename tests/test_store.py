@@ -51,7 +51,8 @@ def test_outcomes_hold_text_and_agree_with_evals(finished_run):
     db = store_path(finished_run.path.parents[1])
     both = store.query(
         db,
-        "SELECT e.num_correct, o.correct FROM evals e JOIN (SELECT checkpoint_id, task, sum(is_correct::INT) AS correct,"
+        "SELECT e.num_correct, o.correct FROM evals e"
+        " JOIN (SELECT checkpoint_id, task, sum(is_correct::INT) AS correct,"
         " min(length(text)) AS shortest FROM outcomes GROUP BY ALL) o USING (checkpoint_id, task)",
     )
     assert len(both) == 12
@@ -94,9 +95,10 @@ def test_a_held_store_costs_delay_only(tmp_path):
         began = time.monotonic()
         assert store.query(db, "SELECT 42 AS x")["x"][0] == 42
         assert time.monotonic() - began > 0.5
-    with pytest.raises(store.StoreBusy, match=r"held.*duckdb"), subprocess.Popen(
-        [sys.executable, "-c", hold], stdout=subprocess.PIPE
-    ) as holder:
+    with (
+        pytest.raises(store.StoreBusy, match=r"held.*duckdb"),
+        subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as holder,
+    ):
         holder.stdout.readline()
         with store.connect(db, read_only=True, wait_s=0.1):
             pass
@@ -121,7 +123,9 @@ def test_readers_and_a_writer_in_one_process_do_not_clash(finished_run, tmp_path
     assert not errors
 
 
-@pytest.mark.parametrize("sql", ["DELETE FROM runs", "SELECT * FROM read_csv('/etc/passwd')", "COPY runs TO '/tmp/x'", "nonsense"])
+@pytest.mark.parametrize(
+    "sql", ["DELETE FROM runs", "SELECT * FROM read_csv('/etc/passwd')", "COPY runs TO '/tmp/x'", "nonsense"]
+)
 def test_query_reads_the_store_and_nothing_else(tmp_path, sql):
     with pytest.raises(ValueError):
         store.query(tmp_path / "s.duckdb", sql)

@@ -51,6 +51,8 @@ def run(
     settings = build_config(load_settings(config or preset or "pocket"), parse_assignments(changes or []))
     root = rundir.home()
     run_id = launching.launch(settings, root)
+    for remark in launching.remarks(settings):
+        err.print(remark, style="yellow", markup=False)
     out.print(run_id)
     if not detach:
         _follow(root, run_id)

@@ -46,6 +46,18 @@ def check(config: RunConfig, root: Path) -> list[str]:
     return problems or _check_disk(config, root)
 
 
+def remarks(config: RunConfig) -> list[str]:
+    """What a person should know of a config that passes `check`: rows of task files that cannot be used."""
+    wanted = [(config.train_task, "train"), *((t, "test") for t in (config.train_task, *config.eval_tasks))]
+    found = []
+    for name, split in wanted:
+        task = check_source(TaskSource(task=name, datasets=config.datasets), split)
+        if task is not None and task.problems:
+            used = f"{len(task.questions)} of {task.num_rows} rows are used"
+            found.append(f"{task.name}, {split}: {used}; {'; '.join(task.problems[:3])}")
+    return found
+
+
 def launch(config: RunConfig, root: Path) -> str:
     """Write the run's directory, start its runner, return its id.
 

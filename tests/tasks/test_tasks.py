@@ -37,7 +37,12 @@ def test_a_directory_named_like_a_task_is_read_as_that_task():
 
 def test_broken_rows_are_named_and_the_rest_is_used(tmp_path):
     file = tmp_path / "mine.jsonl"
-    rows = ['{"question": "1+1?", "answer": "2"}', "not json", '{"question": "2+2?"}', '{"question": "", "answer": "1"}']
+    rows = [
+        '{"question": "1+1?", "answer": "2"}',
+        "not json",
+        '{"question": "2+2?"}',
+        '{"question": "", "answer": "1"}',
+    ]
     file.write_text("\n".join([*rows, '{"question": "3+3?", "answer": 6}']) + "\n")
     loaded = load_questions(TaskSource(task=str(file)), "test")
     assert [q.reference for q in loaded.questions] == ["2", "6"]
