@@ -100,8 +100,6 @@ class EvaluateConfig(Section):
 class EngineConfig(Section):
     """What generates text."""
 
-    kind: Literal["transformers"] = "transformers"
-    """The engine."""
     batch_size: int = Field(256, ge=1)
     """Sequences generated together."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

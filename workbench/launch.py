@@ -152,7 +152,7 @@ def observed_status(run: RunDir) -> tuple[str, str | None]:
 
 
 def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:
-    """Ask the whole process group to end, insist after `timeout_s`, and record `stopped`.
+    """Ask the runner to end its phase and itself, end the whole group after `timeout_s`, record `stopped`.
 
     Raises:
         ValueError: no such run, or it is not running, or it runs on another machine.
@@ -165,7 +165,8 @@ def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:
     if process["host"] != socket.gethostname():
         raise ValueError(f"{run_id} runs on {process['host']}; stop it there")
     group = process["pid"]
-    _signal_group(group, signal.SIGTERM)
+    if is_alive(run):
+        os.kill(group, signal.SIGTERM)
     deadline = time.time() + timeout_s
     while time.time() < deadline and _group_members(group):
         time.sleep(0.1)
@@ -186,8 +187,9 @@ def resume(root: Path, run_id: str) -> None:
         raise ValueError(f"{run_id} is {status}; there is nothing to resume")
     if status == "done":
         raise ValueError(f"{run_id} is done; there is nothing left to do")
-    if process := read_json(run.process):
-        _signal_group(process["pid"], signal.SIGKILL, only_if_ours=process["host"] == socket.gethostname())
+    process = read_json(run.process)
+    if process and process["host"] == socket.gethostname():
+        _signal_group(process["pid"], signal.SIGKILL)  # a phase may have outlived its killed runner
     start_runner(run)
 
 
@@ -207,10 +209,8 @@ def _group_members(group: int) -> list[psutil.Process]:
     return members
 
 
-def _signal_group(group: int, number: int, only_if_ours: bool = True) -> None:
-    """Signal every process of a group in which one of our commands runs."""
-    if not only_if_ours:
-        return
+def _signal_group(group: int, number: int) -> None:
+    """Signal every process of a group that runs one of our modules."""
     for process in _group_members(group):
         try:
             if any("workbench." in part for part in process.cmdline()):

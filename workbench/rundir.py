@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ERROR = "Error: "
+"""Begins the last line of a phase's log when the cause of its failure is known in one sentence."""
 PHASE_ORDER = ("sample", "sft", "merge", "evaluate", "analyze")
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 

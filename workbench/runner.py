@@ -28,7 +28,7 @@ from workbench.jobs import (
     TaskSource,
 )
 from workbench.launch import is_alive, observed_status, record_process
-from workbench.rundir import PhaseDir, RunDir, all_runs, read_json, store_path, write_json
+from workbench.rundir import ERROR, PhaseDir, RunDir, all_runs, read_json, store_path, write_json
 
 logger = logging.getLogger("workbench.runner")
 POLL_S = 0.5
@@ -263,7 +263,9 @@ def explain(place: PhaseDir, code: int, run_id: str) -> str:
         reason = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     else:
         reason = f"ended with exit code {code}" if code else "ended without a result"
-    log = place.log.read_text(errors="replace").splitlines()[-LOG_LINES:] if place.log.exists() else []
+    log = place.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    if log and log[-1].startswith(ERROR):
+        log = log[-1:]
     return "\n".join(
         [
             f"Phase {place.phase} of iteration {place.iteration} {reason}.",

@@ -7,7 +7,9 @@ from random import Random
 
 import pytest
 
-from workbench.pocket.build import Recipe, documents, split_problems
+from workbench.engines import Request
+from workbench.engines.transformers import TransformersEngine
+from workbench.pocket.build import Recipe, build, documents, split_problems
 from workbench.pocket.families import FAMILIES
 
 POCKET = Path(__file__).parents[2] / "data" / "pocket"
@@ -46,3 +48,18 @@ def test_worked_solutions_end_in_their_answer(family):
 
 def test_shipped_files_are_small():
     assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) < 16e6
+
+
+def test_a_build_depends_on_its_seed_alone(tmp_path):
+    small = Recipe(
+        train_questions=20, test_questions=10, validation_questions=5, vocab_size=400, hidden_size=32,
+        intermediate_size=64, num_layers=2, tokens=24_576, batch_tokens=1024, row_tokens=128,
+    )  # fmt: skip
+    losses = []
+    for name in ("first", "second"):
+        build(tmp_path / name, small, lambda step, steps, loss: losses.append(loss))
+    first, second = (tmp_path / name / "model" / "model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    assert losses[:24] == losses[24:] and losses[23] < losses[0]
+    engine = TransformersEngine(tmp_path / "first" / "model", threads=1)
+    assert engine.generate([Request("Question: 1 + 1?\nAnswer:")], max_new_tokens=4)[0].num_tokens <= 4

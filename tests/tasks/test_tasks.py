@@ -68,7 +68,7 @@ def test_the_answer_format_of_a_file_is_guessed(tmp_path, answers, answer_format
     [
         ("gsm9k", "test", "no task 'gsm9k', and no such file; known are: gsm8k, math,"),
         ("svamp", "train", "task svamp has no train split, only test"),
-        ("sat_math", "test", "put its rows at .*sat_math/test.jsonl"),
+        ("sat_math", "test", "put them at .*sat_math/test.jsonl"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(home, task, split, said):

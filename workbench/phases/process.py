@@ -15,8 +15,9 @@ import psutil
 
 from workbench.events import Emit, event_log
 from workbench.jobs import Section
-from workbench.rundir import PhaseDir, write_json
+from workbench.rundir import ERROR, PhaseDir, write_json
 
+logger = logging.getLogger(__name__)
 Job = TypeVar("Job", bound=Section)
 
 
@@ -28,7 +29,11 @@ def main(job_type: type[Job], run: Callable[[Job, PhaseDir, Emit], dict[str, Any
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     job = job_type.model_validate_json(place.job.read_text(encoding="utf-8"))
-    summary = run(job, place, event_log(place.events))
+    try:
+        summary = run(job, place, event_log(place.events))
+    except ValueError as error:
+        logger.exception("the phase failed")
+        sys.exit(f"{ERROR}{error}")
     write_json(
         place.result,
         {

@@ -125,6 +125,7 @@ def make_trainer(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # before the optimizer copies the weights
     masters = [p.detach().clone() for p in model.parameters()]
     model.to(torch.bfloat16)
     optimizer = MasterAdamW(model.parameters(), sft.learning_rate, sft.weight_decay, masters)

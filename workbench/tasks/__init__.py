@@ -12,6 +12,7 @@ from workbench.tasks.base import LoadedTask, Question, Task
 
 __all__ = ["TASKS", "LoadedTask", "Question", "Task", "check_source", "load_questions"]
 
+EDITIONS = "https://github.com/ZubinGou/math-evaluation-harness/tree/main/data"
 POCKET = Path(__file__).parents[2] / "data" / "pocket" / "tasks"
 TASKS: dict[str, Task] = {
     task.name: task
@@ -73,7 +74,10 @@ def _locate(source: TaskSource, split: str) -> tuple[Task, Path | None]:
         if file.is_file():
             return task, file
     if task.hub is None:
-        raise ValueError(f"task {task.name} is on no hub; put its rows at {folder / task.name / split}.jsonl")
+        raise ValueError(
+            f"the rows of {task.name} are not on the hub in the form read here; put them at "
+            f"{folder / task.name / split}.jsonl (from {EDITIONS}/{task.name}) or set datasets to their folder"
+        )
     return task, None
 
 

@@ -25,4 +25,4 @@ def read_row(row: Mapping[str, Any]) -> Row:
     return Row(with_options(row["problem"], options), letter)
 
 
-TASK = Task("mathqa", "choice", read_row, hub="allenai/math_qa", splits={"test": "test"})
+TASK = Task("mathqa", "choice", read_row, splits={"test": "test"})

@@ -14,4 +14,4 @@ def read_row(row: Mapping[str, Any]) -> Row:
     return Row(row["input"].strip(), plain_number(row["target"]))
 
 
-TASK = Task("mawps", "number", read_row, hub="mwpt5/MAWPS", splits={"test": "test"})
+TASK = Task("mawps", "number", read_row, splits={"test": "test"})
