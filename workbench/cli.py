@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from workbench import launch as launching
@@ -130,7 +131,16 @@ def merge(
     from workbench.report import merge_lines
 
     recipe = Recipe(alpha, drop_rate, seed)
-    report = merge_checkpoints(base, start or base, sft, out_dir, recipe)
+    with Progress(console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("merging", total=None)
+        report = merge_checkpoints(
+            base,
+            start or base,
+            sft,
+            out_dir,
+            recipe,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
     for line in merge_lines(report):
         out.print(line)
 
@@ -162,8 +172,6 @@ def build(
     seed: Annotated[int, typer.Option(help="Another seed gives other questions and another model.")] = 0,
 ) -> None:
     """Make the pocket tasks and train the pocket model from scratch."""
-    from rich.progress import Progress
-
     from workbench.pocket.build import Recipe
     from workbench.pocket.build import build as make
 
