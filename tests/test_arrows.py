@@ -24,7 +24,8 @@ MAY = {
     "store": {"ingest"},
     "charts": set(),
     "launch": {"core", "checkpoints", "jobs", "tasks"},
-    "runner": {"core", "checkpoints", "jobs", "launch", "store"},
+    "plan": {"core", "jobs"},
+    "runner": {"plan", "checkpoints", "jobs", "launch", "store"},
     "screen": {"launch"},
     "app": set(),
 }

@@ -126,7 +126,7 @@ class RunConfig(Section):
     num_questions: int | None = Field(None, ge=1)
     """Train questions, drawn from the train split by seed; null takes all."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of each phase; null takes all cores."""
+    """CPU threads of each phase; null takes all cores, and from three on leaves one to the screen."""
     sample: SampleConfig = SampleConfig()
     sft: SftConfig = SftConfig()
     merge: MergeConfig = MergeConfig()

@@ -87,10 +87,10 @@ def _base_row(run: RunDir, base: Row) -> Row:
 def _read_phase(batch: Batch, run: RunDir, place: PhaseDir, status: Row) -> None:
     """The new rows of one phase."""
     name = f"{place.iteration}/{place.phase}"
-    result = read_json(place.result)
     finished = f"{name}/result"
     if batch.offsets.get(finished):
         return
+    result = read_json(place.result)
     key = {"run_id": run.run_id, "iteration": place.iteration}
     for file, table in ((place.solutions, "solutions"), (place.outcomes, "outcomes")):
         rows, batch.offsets[f"{name}/{table}"] = read_lines(file, batch.offsets.get(f"{name}/{table}", 0))

@@ -35,7 +35,7 @@ class SampleJob(Section):
     seed: int
     sample: SampleConfig
     engine: EngineConfig
-    threads: int | None = None
+    threads: int
 
 
 class SftJob(Section):
@@ -46,7 +46,7 @@ class SftJob(Section):
     iteration: int
     seed: int
     sft: SftConfig
-    threads: int | None = None
+    threads: int
 
 
 class MergeJob(Section):
@@ -59,7 +59,7 @@ class MergeJob(Section):
     drop_rate: float
     seed: int
     iteration: int
-    threads: int | None = None
+    threads: int
 
 
 class EvaluateJob(Section):
@@ -72,4 +72,4 @@ class EvaluateJob(Section):
     seed: int
     evaluate: EvaluateConfig
     engine: EngineConfig
-    threads: int | None = None
+    threads: int

@@ -10,24 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from workbench import checkpoints, store
 from workbench.config import RunConfig
-from workbench.core.methods import MADE_BY, PHASES, kinds_made, start_of
-from workbench.jobs import (
-    Checkpoint,
-    EvaluateJob,
-    MergeJob,
-    SampleJob,
-    Section,
-    SftJob,
-    TaskSource,
-)
+from workbench.jobs import Section
 from workbench.launch import is_alive, observed_status, record_process
+from workbench.plan import plan
 from workbench.rundir import ERROR, PhaseDir, RunDir, all_runs, read_json, store_path, write_json
 
 logger = logging.getLogger("workbench.runner")
@@ -49,6 +40,7 @@ class Runner:
     def __init__(self, run: RunDir) -> None:
         self.run, self.root = run, run.path.parents[1]
         self.config = RunConfig.model_validate(read_json(run.config)["config"])
+        self.threads = self.config.threads or spare_threads()
         self.offsets: dict[str, int] = {}
 
     def main(self) -> int:
@@ -58,8 +50,7 @@ class Runner:
             self.note("queued")
             with self.place():
                 self.note("running")
-                self.resolve_base()
-                for place, job in self.plan():
+                for place, job in plan(self.run, self.config, self.base(), self.threads):
                     self.run_phase(place, job)
             self.note("done")
         except Stopped:
@@ -95,86 +86,15 @@ class Runner:
                 return True
         return False
 
-    def resolve_base(self) -> None:
-        """Find the base model, fetching it from the hub if need be, and write what it is into the config."""
+    def base(self) -> str:
+        """The base model's directory, fetched from the hub if need be; what it is goes into the config."""
         written = read_json(self.run.config)
         if "base" not in written:
             path = checkpoints.resolve_model(self.config.model)
             found = checkpoints.describe(path)
             base = {"path": str(path), "num_parameters": found.num_parameters, "bytes": found.bytes}
             write_json(self.run.config, written | {"base": base})
-        self.base_path = read_json(self.run.config)["base"]["path"]
-
-    def checkpoint(self, iteration: int, kind: str) -> Checkpoint:
-        """A checkpoint of this run, made or still to be made."""
-        phase = {made: phase for phase, made in MADE_BY.items()}.get(kind)
-        path = str(self.run.phase(iteration, phase).checkpoint) if phase else self.base_path
-        return Checkpoint(checkpoint_id=self.run.checkpoint_id(iteration, kind), kind=kind, path=path)
-
-    def plan(self) -> Iterator[tuple[PhaseDir, Section]]:
-        """Every phase of the run in order, with its job."""
-        make_job = {
-            "sample": self.sample_job,
-            "sft": self.sft_job,
-            "merge": self.merge_job,
-            "evaluate": self.evaluate_job,
-        }
-        yield self.run.phase(0, "evaluate"), self.evaluate_job(0)
-        for iteration in range(1, self.config.iterations + 1):
-            for phase in PHASES[self.config.method]:
-                yield self.run.phase(iteration, phase), make_job[phase](iteration)
-
-    def source(self, task: str) -> TaskSource:
-        return TaskSource(task=task, datasets=self.config.datasets)
-
-    def sample_job(self, iteration: int) -> SampleJob:
-        config = self.config
-        return SampleJob(
-            model=self.checkpoint(*start_of(config.method, iteration)),
-            train_task=self.source(config.train_task),
-            num_questions=config.num_questions,
-            iteration=iteration,
-            seed=config.seed,
-            sample=config.sample,
-            engine=config.engine,
-            threads=config.threads,
-        )
-
-    def sft_job(self, iteration: int) -> SftJob:
-        return SftJob(
-            start=self.checkpoint(*start_of(self.config.method, iteration)),
-            solutions=(str(self.run.phase(iteration, "sample").solutions),),
-            iteration=iteration,
-            seed=self.config.seed,
-            sft=self.config.sft,
-            threads=self.config.threads,
-        )
-
-    def merge_job(self, iteration: int) -> MergeJob:
-        return MergeJob(
-            base=self.checkpoint(0, "base"),
-            start=self.checkpoint(*start_of(self.config.method, iteration)),
-            sft=self.checkpoint(iteration, "sft"),
-            alpha=self.config.merge.alpha,
-            drop_rate=self.config.merge.drop_rate,
-            seed=self.config.seed + iteration,
-            iteration=iteration,
-            threads=self.config.threads,
-        )
-
-    def evaluate_job(self, iteration: int) -> EvaluateJob:
-        config = self.config
-        kinds = kinds_made(config.method) if iteration else ("base",)
-        return EvaluateJob(
-            checkpoints=tuple(self.checkpoint(iteration, kind) for kind in kinds),
-            id_task=self.source(config.train_task),
-            ood_tasks=tuple(self.source(task) for task in config.eval_tasks),
-            iteration=iteration,
-            seed=config.seed,
-            evaluate=config.evaluate,
-            engine=config.engine,
-            threads=config.threads,
-        )
+        return read_json(self.run.config)["base"]["path"]
 
     def run_phase(self, place: PhaseDir, job: Section) -> None:
         """Run one phase in a process of its own and wait for it, recording what it reports.
@@ -193,7 +113,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=phase_environment(self.config.threads),
+                env=phase_environment(self.threads),
             )
         try:
             while process.poll() is None:
@@ -234,11 +154,16 @@ class Runner:
             logger.warning("%s; trying again later", error)
 
 
-def phase_environment(threads: int | None) -> dict[str, str]:
+def spare_threads() -> int:
+    """All cores this process may use; from three on, one is left to the screen."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if cores <= 2 else cores - 1
+
+
+def phase_environment(threads: int) -> dict[str, str]:
     """The environment of a phase: bounded threads, no progress bars in its log."""
-    count = threads or len(os.sched_getaffinity(0))
     return os.environ | {
-        "OMP_NUM_THREADS": str(count),
+        "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

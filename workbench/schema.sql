@@ -69,7 +69,7 @@ CREATE TABLE IF NOT EXISTS solutions (
     text          VARCHAR NOT NULL,
     answer        VARCHAR,                       -- null: none found
     is_correct    BOOLEAN NOT NULL,
-    kept          BOOLEAN NOT NULL,              -- correct, and the first of its text
+    kept          BOOLEAN NOT NULL,              -- correct, not cut off, and the first of its text
     num_tokens    INTEGER NOT NULL,
     PRIMARY KEY (run_id, iteration, question_id, sample)
 );

@@ -97,6 +97,7 @@ def query(db: Path, sql: str, parameters: list[Any] | None = None) -> DataFrame:
         ValueError: not valid SQL, or it would write.
     """
     if not db.exists():
+        db.parent.mkdir(parents=True, exist_ok=True)
         with connect(db, read_only=False) as connection:
             connection.execute(SCHEMA)
     with connect(db, read_only=True) as connection:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-STOP_STRINGS = ("\nQuestion:", "\n\n")
+STOP_STRINGS = ("\nQuestion:",)
+"""Where a model goes on with a question of its own, its answer has ended."""
 
 
 def instruction_prompt(question: str) -> str:

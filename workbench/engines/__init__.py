@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Put another checkpoint of the same architecture in place of the current one."""
 
 
-def open_engine(checkpoint: Path, config: EngineConfig, threads: int | None) -> Engine:
+def open_engine(checkpoint: Path, config: EngineConfig, threads: int) -> Engine:
     """The engine that the config names, with a checkpoint loaded."""
     from workbench.engines.transformers import TransformersEngine
 

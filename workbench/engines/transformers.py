@@ -5,7 +5,6 @@ and kept, a prompt asked at several temperatures is encoded once, keys and value
 buffers in place instead of being copied at every token, and finished sequences leave the batch.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +107,8 @@ class _Rows:
 class TransformersEngine:
     """A causal language model from a directory, in this process."""
 
-    def __init__(self, checkpoint: Path, dtype: str = "auto", threads: int | None = None) -> None:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    def __init__(self, checkpoint: Path, dtype: str = "auto", threads: int = 1) -> None:
+        torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = "float32" if self.device.type == "cpu" else "auto"
         self.dtype = on_cpu if dtype == "auto" else dtype

@@ -4,7 +4,6 @@ Run as `python -m workbench.phases.<phase> PHASE_DIR`.
 """
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -44,10 +43,3 @@ def main(job_type: type[Job], run: Callable[[Job, PhaseDir, Emit], dict[str, Any
             "summary": summary,
         },
     )
-
-
-def set_threads(threads: int | None) -> None:
-    """Bound the CPU threads of torch in this process."""
-    import torch
-
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

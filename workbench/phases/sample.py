@@ -96,7 +96,7 @@ def _sample(
     rows, seen = [], set()
     for (question, sample, _), generation in zip(asked, made, strict=True):
         row = _row(question, sample, temperatures[sample], generation, answer_format)
-        row["kept"] = row["is_correct"] and (question.question_id, row["text"]) not in seen
+        row["kept"] = row["is_correct"] and generation.finished and (question.question_id, row["text"]) not in seen
         seen.add((question.question_id, row["text"]))
         rows.append(row)
     return rows

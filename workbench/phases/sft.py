@@ -28,7 +28,7 @@ from workbench.core.prompts import instruction_prompt, response
 from workbench.events import Emit, read_lines
 from workbench.jobs import SftJob
 from workbench.phases.optimizer import MasterAdamW
-from workbench.phases.process import main, set_threads
+from workbench.phases.process import main
 from workbench.rundir import PhaseDir
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 def run(job: SftJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     """Fine-tune and write `checkpoint/`; return counts and the last loss."""
     started = time.time()
-    set_threads(job.threads)
+    torch.set_num_threads(job.threads)
     tokenizer = AutoTokenizer.from_pretrained(job.start.path)
     examples, left_out = training_examples(job, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(job.start.path, dtype="auto")

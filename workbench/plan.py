@@ -1,0 +1,89 @@
+"""What a run does: its phases in order, each with its complete input."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from workbench.config import RunConfig
+from workbench.core.methods import MADE_BY, PHASES, kinds_made, start_of
+from workbench.jobs import Checkpoint, EvaluateJob, MergeJob, SampleJob, Section, SftJob, TaskSource
+from workbench.rundir import PhaseDir, RunDir
+
+
+def plan(run: RunDir, config: RunConfig, base: str, threads: int) -> Iterator[tuple[PhaseDir, Section]]:
+    """Every phase of a run: the base is evaluated, then each iteration goes through its method's phases."""
+    jobs = _Jobs(run, config, base, threads)
+    make = {"sample": jobs.sample, "sft": jobs.sft, "merge": jobs.merge, "evaluate": jobs.evaluate}
+    yield run.phase(0, "evaluate"), jobs.evaluate(0)
+    for iteration in range(1, config.iterations + 1):
+        for phase in PHASES[config.method]:
+            yield run.phase(iteration, phase), make[phase](iteration)
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """Makes the jobs of one run."""
+
+    run: RunDir
+    config: RunConfig
+    base: str
+    threads: int
+
+    def checkpoint(self, iteration: int, kind: str) -> Checkpoint:
+        """A checkpoint of the run, made or still to be made."""
+        maker = {made: phase for phase, made in MADE_BY.items()}
+        path = self.base if kind == "base" else str(self.run.phase(iteration, maker[kind]).checkpoint)
+        return Checkpoint(checkpoint_id=self.run.checkpoint_id(iteration, kind), kind=kind, path=path)
+
+    def start(self, iteration: int) -> Checkpoint:
+        """What an iteration samples from and fine-tunes."""
+        return self.checkpoint(*start_of(self.config.method, iteration))
+
+    def source(self, task: str) -> TaskSource:
+        return TaskSource(task=task, datasets=self.config.datasets)
+
+    def sample(self, iteration: int) -> SampleJob:
+        return SampleJob(
+            model=self.start(iteration),
+            train_task=self.source(self.config.train_task),
+            num_questions=self.config.num_questions,
+            iteration=iteration,
+            seed=self.config.seed,
+            sample=self.config.sample,
+            engine=self.config.engine,
+            threads=self.threads,
+        )
+
+    def sft(self, iteration: int) -> SftJob:
+        return SftJob(
+            start=self.start(iteration),
+            solutions=(str(self.run.phase(iteration, "sample").solutions),),
+            iteration=iteration,
+            seed=self.config.seed,
+            sft=self.config.sft,
+            threads=self.threads,
+        )
+
+    def merge(self, iteration: int) -> MergeJob:
+        return MergeJob(
+            base=self.checkpoint(0, "base"),
+            start=self.start(iteration),
+            sft=self.checkpoint(iteration, "sft"),
+            alpha=self.config.merge.alpha,
+            drop_rate=self.config.merge.drop_rate,
+            seed=self.config.seed + iteration,
+            iteration=iteration,
+            threads=self.threads,
+        )
+
+    def evaluate(self, iteration: int) -> EvaluateJob:
+        kinds = kinds_made(self.config.method) if iteration else ("base",)
+        return EvaluateJob(
+            checkpoints=tuple(self.checkpoint(iteration, kind) for kind in kinds),
+            id_task=self.source(self.config.train_task),
+            ood_tasks=tuple(self.source(task) for task in self.config.eval_tasks),
+            iteration=iteration,
+            seed=self.config.seed,
+            evaluate=self.config.evaluate,
+            engine=self.config.engine,
+            threads=self.threads,
+        )
