@@ -30,6 +30,11 @@ def differences(db, run_id):
         yield checkpoint_name(row.kind, row.iteration), f"{row.domain} {row.task}", row.accuracy, found
 
 
+def per_cent(difference):
+    """ "+4.2 (+1.0 to +7.4)"."""
+    return f"{100 * difference.value:+.1f} ({100 * difference.ci_low:+.1f} to {100 * difference.ci_high:+.1f})"
+
+
 def main(run_ids):
     """Print one table per run."""
     console, db = Console(), rundir.store_path(rundir.home())
@@ -40,8 +45,8 @@ def main(run_ids):
         table = Table("", *tasks, title=f"{run_id} (n = {found[0][3].num_questions} per task)")
         for name in dict.fromkeys(name for name, *_ in found):
             cells = [
-                f"{100 * accuracy:.1f}  {100 * d.value:+.1f} ({100 * d.ci_low:+.1f} to {100 * d.ci_high:+.1f}) p={p:.1g}"
-                for (who, _, accuracy, d), p in zip(found, corrected, strict=True)
+                f"{100 * accuracy:.1f}  {per_cent(difference)} p={p:.1g}"
+                for (who, _, accuracy, difference), p in zip(found, corrected, strict=True)
                 if who == name
             ]
             table.add_row(name, *cells)
