@@ -47,10 +47,10 @@ def wait_until(condition, timeout_s: float = 240.0) -> None:
         time.sleep(0.05)
 
 
-def wait_for_end(root: Path, run_id: str) -> tuple[str, str | None]:
+def wait_for_end(root: Path, run_id: str, timeout_s: float = 240.0) -> tuple[str, str | None]:
     """Wait until a run has ended; its status and error."""
     run = find_run(root, run_id)
-    wait_until(lambda: launch.observed_status(run)[0] in launch.ENDED and not launch.is_alive(run))
+    wait_until(lambda: launch.observed_status(run)[0] in launch.ENDED and not launch.is_alive(run), timeout_s)
     return launch.observed_status(run)
 
 

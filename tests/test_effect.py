@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.conftest import wait_until
+from tests.conftest import wait_for_end
 from workbench import launch, store
 from workbench.config import build_config, load_settings
 from workbench.core.statistics import paired_difference
-from workbench.rundir import find_run, store_path
+from workbench.rundir import store_path
 
 pytestmark = pytest.mark.slow
 LAST = 3
@@ -19,8 +19,7 @@ def outcomes(tmp_path_factory):
     ids = {m: launch.launch(build_config(load_settings("pocket"), {"method": m}), root) for m in ("vanilla", "imm")}
     answers = {}
     for method, run_id in ids.items():
-        wait_until(lambda run=find_run(root, run_id): launch.observed_status(run)[0] in launch.ENDED, 2400)
-        assert launch.observed_status(find_run(root, run_id))[0] == "done"
+        assert wait_for_end(root, run_id, 2400)[0] == "done"
         frame = store.query(
             store_path(root),
             "SELECT o.*, c.kind FROM outcomes o JOIN checkpoints c USING (checkpoint_id) WHERE o.run_id = ?"
