@@ -22,7 +22,8 @@ def shipped(family: str, split: str) -> list[dict]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_question_is_in_two_splits(family):
-    splits = [{row["question"] for row in shipped(family, split)} for split in ("train", "validation", "test")]
+    names = ("train", "validation", "test") if family == "pocket_steps" else ("validation", "test")
+    splits = [{row["question"] for row in shipped(family, split)} for split in names]
     assert all(splits)
     assert sum(map(len, splits)) == len(set.union(*splits))
 

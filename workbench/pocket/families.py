@@ -27,6 +27,8 @@ class Problem:
     question: str
     answer: str
     work: str
+    is_sum: bool = False
+    """One addition is all there is to it."""
 
     @property
     def solution(self) -> str:
@@ -101,7 +103,7 @@ def _words(rng: Random) -> Problem:
                 f"A bus to the {place} had {a} {crowd} when {b} got on. How many rode on?",
             )
         )
-        return Problem(aside + text, str(a + b), f"{a} + {b} = {a + b}.")
+        return Problem(aside + text, str(a + b), f"{a} + {b} = {a + b}.", is_sum=True)
     if kind == "subtract":
         a = rng.randint(15, 90)
         b = rng.randint(3, a - 2)
@@ -148,6 +150,7 @@ def _choice(rng: Random) -> Problem:
         f"{lead} {a} {kind} {b}? {' '.join(listed)}",
         letter,
         f"{a} {sign} {b} = {value}. {passed}({letter}) {value} yes.",
+        is_sum=kind == "plus",
     )
 
 
@@ -176,7 +179,7 @@ def _compare(rng: Random) -> Problem:
         b = rng.randint(3, 39)
         aside = f" The birch is {c} feet tall." if extra else ""
         text = f"The oak is {a} feet tall, the pine {b} feet taller than the oak.{aside} How tall is the pine?"
-        return Problem(text, str(a + b), f"{a} + {b} = {a + b}.")
+        return Problem(text, str(a + b), f"{a} + {b} = {a + b}.", is_sum=True)
     return Problem(text, str(a - b), f"{a} - {b} = {a - b}.")
 
 

@@ -6,10 +6,10 @@
 from workbench.tasks.base import Task
 from workbench.tasks.generic import read_row
 
-SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+OOD = {"validation": "validation", "test": "test"}
 TASKS = [
-    Task("pocket_steps", "number", read_row, splits=SPLITS),
-    Task("pocket_words", "number", read_row, splits=SPLITS),
-    Task("pocket_choice", "choice", read_row, splits=SPLITS),
-    Task("pocket_compare", "number", read_row, splits=SPLITS),
+    Task("pocket_steps", "number", read_row, splits={"train": "train"} | OOD),
+    Task("pocket_words", "number", read_row, splits=OOD),
+    Task("pocket_choice", "choice", read_row, splits=OOD),
+    Task("pocket_compare", "number", read_row, splits=OOD),
 ]
