@@ -38,15 +38,15 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
             "run": runs["run_id"],
             "status": [screen.STATUS[status] for status in runs["status"]],
             "method": runs["method"],
-            "base": [screen.short_model(model) for model in runs["model"]],
-            "task": runs["train_task"],
             "ID": 100 * runs["now_id"],
             "ID − base": 100 * (runs["now_id"] - runs["base_id"]),
+            "ID curve": [screen.per_cent(curve) for curve in runs["id_curve"]],
             "OOD": 100 * runs["now_ood"],
             "OOD − base": 100 * (runs["now_ood"] - runs["base_ood"]),
-            "ID curve": [screen.per_cent(curve) for curve in runs["id_curve"]],
             "OOD curve": [screen.per_cent(curve) for curve in runs["ood_curve"]],
             "started": [screen.ago(time) for time in runs["created_at"]],
+            "task": runs["train_task"],
+            "base": [screen.short_model(model) for model in runs["model"]],
         }
     )
 
@@ -57,7 +57,7 @@ def all_runs() -> None:
     runs = screen.observed(store.runs_frame(rundir.store_path(HOME)), HOME)
     delta = st.column_config.NumberColumn(format="%+.1f")
     accuracy = st.column_config.NumberColumn(format="%.1f", help="Latest checkpoint, per cent")
-    curve = st.column_config.LineChartColumn(y_min=0, y_max=100, help="Base to latest checkpoint")
+    curve = st.column_config.LineChartColumn(y_min=0, y_max=100, width=110, help="Base to latest checkpoint")
     chosen = st.dataframe(
         table(runs),
         hide_index=True,

@@ -13,6 +13,8 @@ from plotly.subplots import make_subplots
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 SYMBOLS = {"base": "circle", "sft": "square", "merged": "diamond"}
 GREY = "#8a8f98"
+WINDOW = 9
+"""Values in a running mean."""
 BAR_COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "stopped": GREY, "queued": GREY}
 
 
@@ -108,13 +110,22 @@ def phase_timeline(phases: DataFrame) -> go.Figure:
 
 
 def by_step(metrics: DataFrame, title: str) -> go.Figure:
-    """A metric over its steps, one line per iteration. metrics: columns iteration, step, value."""
+    """A metric over its steps, per iteration: each value faint, their running mean in front.
+
+    metrics: columns iteration, step, value.
+    """
     figure = go.Figure()
     for iteration, rows in metrics.groupby("iteration"):
+        colour = COLOURS[(iteration - 1) % len(COLOURS)]
+        mean = rows["value"].rolling(WINDOW, min_periods=1, center=True).mean()
+        shared = {"x": rows["step"], "mode": "lines", "legendgroup": str(iteration)}
         figure.add_scatter(
-            x=rows["step"], y=rows["value"], mode="lines", name=f"iteration {iteration}",
-            line={"color": COLOURS[(iteration - 1) % len(COLOURS)], "width": 2},
-            hovertemplate=f"iteration {iteration}, step %{{x}}: %{{y:.3g}}<extra></extra>",
+            **shared, y=rows["value"], line={"color": colour, "width": 1}, opacity=0.25, showlegend=False,
+            hoverinfo="skip",
+        )  # fmt: skip
+        figure.add_scatter(
+            **shared, y=mean, name=f"iteration {iteration}", line={"color": colour, "width": 2.2},
+            hovertemplate=f"iteration {iteration}, step %{{x}}: %{{y:.3g}} (mean of {WINDOW})<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text="optimizer step")
     figure.update_yaxes(title_text=title, rangemode="tozero")

@@ -132,7 +132,7 @@ def _phase_row(key: Row, place: PhaseDir, result: Row | None, events: list[Row],
     last = progress[-1] if progress else {}
     here = (status["iteration"], status["phase"]) == (place.iteration, place.phase)
     state = "done" if result else status["status"] if here else "stopped"
-    started = result["started_at"] if result else events[0]["ts"] if events else place.job.stat().st_mtime
+    started = result["started_at"] if result else place.job.stat().st_mtime
     return key | {
         "phase": place.phase,
         "status": state,

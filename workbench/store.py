@@ -111,7 +111,8 @@ def query(db: Path, sql: str, parameters: list[Any] | None = None) -> DataFrame:
 def runs_frame(db: Path) -> DataFrame:
     """One row per run, newest first, with the latest checkpoint's accuracies beside the base's.
 
-    base_id, now_id: ID accuracy; base_ood, now_ood: mean over the OOD tasks; *_curve: by checkpoint.
+    base_id, now_id: ID accuracy; base_ood, now_ood: mean over the OOD tasks; *_curve: by checkpoint. A
+    checkpoint counts once all its tasks are evaluated: means over different tasks do not compare.
     """
     return query(
         db,
@@ -122,6 +123,7 @@ def runs_frame(db: Path) -> DataFrame:
                    avg(accuracy) FILTER (domain = 'OOD') AS ood,
                    iteration * 2 + (kind = 'merged')::INT AS place
             FROM evals GROUP BY run_id, iteration, kind
+            QUALIFY count(*) = max(count(*)) OVER (PARTITION BY run_id)
         )
         SELECT r.* EXCLUDE (config),
                s.base_id, s.now_id, s.base_ood, s.now_ood, s.id_curve, s.ood_curve, s.now_kind, s.now_iteration
