@@ -43,7 +43,7 @@ chromium:
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 ifneq ($(HAS_GPU),yes)
-	$(BIN)/pip install -q --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "torch>=2.6,<2.14"
+	$(BIN)/pip install -qq --retries 1 --extra-index-url $(TORCH_CPU_INDEX) "torch>=2.6,<2.14"
 endif
 	@touch $@
 

@@ -152,10 +152,12 @@ def kept_share(solutions: DataFrame) -> go.Figure:
 
 def _finish(figure: go.Figure, height: int) -> go.Figure:
     """What all charts share. `uirevision` keeps a zoom when the figure is drawn anew."""
+    below = {"orientation": "h", "y": -0.22, "x": 0}
+    above = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"}
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 10, "t": 40, "b": 10},
-        legend={"orientation": "h", "y": -0.22, "x": 0},
+        legend=below if height > 300 else above,
         hovermode="closest",
         uirevision="keep",
         paper_bgcolor="rgba(0,0,0,0)",
