@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import DATASETS, needs_datasets
 from workbench.jobs import TaskSource
-from workbench.tasks import check_source, load_questions
+from workbench.tasks import TASKS, check_source, load_questions
 
 
 @needs_datasets
@@ -26,6 +26,14 @@ def test_real_files_are_read_whole(task, split, count, reference):
     assert len(loaded.problems) == loaded.num_rows - count == empty_boxes
     assert reference is None or loaded.questions[0].reference == reference
     assert len({question.question_id for question in loaded.questions}) == count
+
+
+@pytest.mark.parametrize(
+    "options", ["a ) 1,5 , b ) 2", "a ) a ) 1,5 , b ) b ) 2", "['a ) 1,5', 'b ) 2']", "['a ) a ) 1,5', 'b ) b ) 2']"]
+)
+def test_mathqa_options_in_all_their_spellings(options):
+    row = {"problem": "which ?", "options": options, "correct": "b"}
+    assert TASKS["mathqa"].read_row(row).text == "which ? (A) 1,5 (B) 2"
 
 
 @needs_datasets

@@ -21,16 +21,29 @@ class Grade:
     rule: str
 
 
+LONGEST = 200
+"""A longer text is no number: Python refuses to read integers of thousands of digits."""
+SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 NUMBER = r"[-+−]?\s*(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!)\d{3})+|\d+)?(?:\.\d+)?"
 FRACTION = re.compile(r"^(-?)\\[dt]?frac\{?(-?\d+)\}?\{?(\d+)\}?$")
 MIXED = re.compile(r"^(-?\d+)\s*(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|\s(\d+)/(\d+))$")
 PLAIN = re.compile(rf"^({NUMBER})\s*(.*)$", re.DOTALL)
-LAST_NUMBER = re.compile(r"-?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?")
-STATED = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+SCALED = re.compile(rf"(?:\s+({'|'.join(SCALES)})\b)", re.IGNORECASE)
+LAST_NUMBER = re.compile(
+    r"(?:(?<![\w)}])[-−])?\$?(?:\\[dt]?frac\{\d+\}\{\d+\}|\d+\s+\d+/\d+"
+    r"|(?:\d+(?:(?:,|\{,\}|\\,|\\!|,\\!)\d+)*(?:\.\d+)?|(?<!\w)\.\d+)(?:/\d+|[eE][-+]?\d+)?)"
+    rf"{SCALED.pattern}?"
+)
+FINISHED = re.compile(r"[\d.!?)%}\]$*°\"']\s*$")
+STATED = re.compile(r"(?:answer|correct (?:option|choice))\**\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+NO_UNIT = re.compile(r"\b(?:pi|e|i|sqrt|sin|cos|tan|log|ln|and|or|to)\b", re.IGNORECASE)
 UNIT = re.compile(r"^(?:[a-zA-Z°µ²³/^.\s-]|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\^\{?[23]\}?)*$")
-LETTER = re.compile(r"^\W*(?:option|choice|letter)?\W*([A-Ja-j])(?:\W|$)", re.IGNORECASE)
-MARKED = re.compile(r"\(([A-Ja-j])\)|(?:^|\n)\s*([A-J])[.):](?:\s|$)|^\s*([A-J])\W*$")
+# A small "a" is an option only where something marks it as one; else it is an article.
+LETTER = re.compile(r"^\W*(?:(?i:option|choice|letter)\W+)?([A-Jb-hj](?!['’\w])|[ai](?=\s*(?:[).:,;*\]]|$)))")
+MARKED = re.compile(r"\(([A-Ja-j])\)|(?:^|\n)[ \t*]*([A-J])[.):](?:\s|$)|^\s*([A-J])\W*$")
 WORDS = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z'.]+(?:[\s-]+[A-Za-z'.]+)*\s*\}?$")
+CLOCK = re.compile(r"^(\d{1,2}):(\d\d)\s*(?:([ap])\.?\s*m\.?)?$", re.IGNORECASE)
+IN_BASE = re.compile(r"^(\w+)_\{?(\d+)\}?$")
 NOISE = re.compile(r"\\left|\\right|\\!|\\,|\\;|\\ |\\\$|\$|\s|~|\\displaystyle")
 
 
@@ -61,16 +74,22 @@ def extract_answer(text: str, answer_format: str) -> tuple[str | None, str]:
         return _shaped(line, answer_format), "####"
     stated = list(STATED.finditer(text))
     if stated:
-        answer = _shaped(_sentence(text[stated[-1].end() :]), answer_format)
-        if answer is not None:
-            return answer, "stated"
+        sentence = _sentence(text[stated[-1].end() :])
+        answer = _shaped(sentence, answer_format)
+        if answer is not None or answer_format == "number" and re.match(r"[\s(\\$]*\d", sentence):
+            return answer, "stated"  # several numbers are no number
     if answer_format == "choice":
         marks = [next(filter(None, groups)) for groups in MARKED.findall(text)]
         return (marks[-1].upper(), "letter") if marks else (None, "none")
-    if answer_format == "number" and re.search(r"[\d.!?)%]\s*$", text):
-        numbers = LAST_NUMBER.findall(text)
+    if answer_format == "number" and FINISHED.search(text):
+        numbers = _numbers(text)
         return (numbers[-1], "last number") if numbers else (None, "none")
     return None, "none"
+
+
+def _numbers(text: str) -> list[str]:
+    """All numbers of a text, as written."""
+    return [found.group() for found in LAST_NUMBER.finditer(text)]
 
 
 def _sentence(text: str) -> str:
@@ -88,33 +107,45 @@ def _shaped(answer: str, answer_format: str) -> str | None:
         found = LETTER.match(re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", answer))
         return found.group(1).upper() if found else None
     if answer_format == "number" and as_number(answer) is None:
-        numbers = LAST_NUMBER.findall(answer)
-        return numbers[-1] if len(numbers) == 1 or "=" in answer and numbers else None
+        numbers = _numbers(answer.rpartition("=")[2])
+        return numbers[0] if len(numbers) == 1 or "=" in answer and numbers else None
     return answer or None
 
 
 def as_number(text: str) -> Fraction | None:
     """The exact value of a text that is one number: signs, separators, fractions, currency and units allowed."""
+    if len(text) > LONGEST:
+        return None
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{\s*(?:\\?\$)?\s*\}", "", text.strip())
     text = text.replace("−", "-").replace("\\$", "$").strip("$ ").replace("$", "").strip()
     text = re.sub(r"(?:\^\s*\{?\\circ\}?|\\?%|°|\\(?:degree|circ)s?)\s*$", "", text).strip()
     if found := FRACTION.match(text):
-        sign, top, bottom = found.groups()
-        return Fraction(int(sign + top) if sign and top[0] != "-" else int(top), int(bottom)) if int(bottom) else None
+        return _ratio(*found.groups())
     if found := MIXED.match(text):
         whole, *parts = (part for part in found.groups() if part is not None)
-        if not int(parts[1]):
-            return None
-        size = abs(int(whole)) + Fraction(int(parts[0]), int(parts[1]))
-        return -size if whole.startswith("-") else size
+        part = _ratio("", *parts)
+        size = None if part is None else abs(int(whole)) + part
+        return -size if size is not None and whole.startswith("-") else size
     if found := re.match(r"^(-?)\(?\s*(-?\d+)\s*/\s*(\d+)\s*\)?$", text):
-        value = Fraction(int(found[2]), int(found[3])) if int(found[3]) else None
-        return -value if value is not None and found[1] else value
+        return _ratio(*found.groups())
+    if re.match(r"^-?\d+(?:\.\d+)?[eE][-+]?\d\d?$", text):
+        return Fraction(text)
     found = PLAIN.match(text)
-    digits = re.sub(r"[^\d.+-]", "", found[1]) if found else ""
-    if not re.search(r"\d", digits) or not UNIT.match(found[2]) or re.match(r"[a-zA-Z]\d|[a-z]$", found[2]):
+    digits = re.sub(r"[^\d.+-]", "", found[1])
+    scale, unit = 1, found[2]
+    if scaled := SCALED.match(f" {unit}"):
+        scale, unit = SCALES[scaled[1].lower()], unit[len(scaled[1]) :]
+    if not re.search(r"\d", digits) or not UNIT.match(unit) or re.match(r"[a-z]$", unit) or NO_UNIT.search(unit):
         return None
-    return Fraction(digits)
+    return Fraction(digits) * scale
+
+
+def _ratio(sign: str, top: str, bottom: str) -> Fraction | None:
+    """A fraction from its parts; None where it divides by zero."""
+    if not int(bottom):
+        return None
+    value = Fraction(int(top), int(bottom))
+    return -value if sign else value
 
 
 def is_correct(answer: str, reference: str, answer_format: str) -> bool:
@@ -123,20 +154,34 @@ def is_correct(answer: str, reference: str, answer_format: str) -> bool:
         return answer.upper() == reference.strip().upper()
     ours, theirs = as_number(answer), as_number(reference)
     if ours is not None and theirs is not None:
-        whole = ours.denominator == theirs.denominator == 1
-        return ours == theirs or (not whole and abs(ours - theirs) <= abs(theirs) / 10_000)
+        exact = all(1000 % value.denominator == 0 for value in (ours, theirs))  # not cut short by rounding
+        return ours == theirs or (not exact and abs(ours - theirs) <= abs(theirs) / 10_000)
     if answer_format == "number":
         return False
-    if _plain_text(answer) == _plain_text(reference):
+    ours, theirs = _plain_text(answer), _plain_text(reference)
+    if ours == theirs:
         return True
+    if (clock := CLOCK.match(ours)) and (other := CLOCK.match(theirs)):
+        return _same_time(clock, other)
+    if (based := IN_BASE.match(ours)) and (other := IN_BASE.match(theirs)):
+        return based.groups() == other.groups()
     mathematical = answer_format == "math" and not WORDS.match(answer) and not WORDS.match(reference)
     return mathematical and symbolically_equal(answer, reference)
+
+
+def _same_time(ours: re.Match, theirs: re.Match) -> bool:
+    """3:30 p.m. is 15:30, and 3:30 where one side does not say which half of the day."""
+    (hour, minute, half), (other_hour, other_minute, other_half) = ours.groups(), theirs.groups()
+    hours = int(hour) % 12 + 12 * (half == "p") if half else int(hour)
+    other_hours = int(other_hour) % 12 + 12 * (other_half == "p") if other_half else int(other_hour)
+    either_half = bool(half) != bool(other_half) and 1 <= (other_hours if half else hours) <= 12
+    return minute == other_minute and (hours == other_hours or either_half and (hours - other_hours) % 12 == 0)
 
 
 def _plain_text(text: str) -> str:
     """A text without what does not matter: spaces, layout commands, case, closing dot."""
     text = re.sub(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text).replace("\\varnothing", "\\emptyset")
     return NOISE.sub("", text).rstrip(".").casefold()
 
 

@@ -2,7 +2,8 @@
 
     {"problem": "what is 3 + 4 ?", "options": "a ) 6 , b ) 7 , c ) 8 , d ) 9 , e ) 10", "correct": "b"}
 
-Some rows double the mark ("a ) a ) 6"), some options hold commas: split at the letters, in order.
+Some rows double the mark ("a ) a ) 6"), some write a Python list, some options hold commas: split at the
+letters, in order.
 """
 
 import re
@@ -11,13 +12,14 @@ from typing import Any
 
 from workbench.tasks.base import Row, Task, with_options
 
-OPTIONS = re.compile(r"(?:^|,)\s*([a-e])\s*\)\s*(?:\1\s*\)\s*)?(.*?)(?=\s*,\s*[a-e]\s*\)|\s*$)", re.DOTALL)
+LISTED = re.compile(r"""^\[["']|["'],\s*["']|["']\]$""")
+OPTIONS = re.compile(r"(?:^|,)\s*([a-e])\s*\)\s*(?:\1\s*\)\s*)?(.*?)(?=\s*,\s*[a-e]\s*\)|[\s,]*$)", re.DOTALL)
 
 
 def read_row(row: Mapping[str, Any]) -> Row:
     """Problem with its options, and the letter in capitals."""
     letter = row["correct"].strip().upper()
-    options = {mark.upper(): text for mark, text in OPTIONS.findall(row["options"])}
+    options = {mark.upper(): text for mark, text in OPTIONS.findall(LISTED.sub(",", row["options"].strip()))}
     if letter not in ("A", "B", "C", "D", "E"):
         raise ValueError(f"correct is {row['correct']!r}, not one of a to e")
     if letter not in options:  # an oddly written list is shown as it is
