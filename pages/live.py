@@ -114,17 +114,19 @@ def view(run: RunDir) -> None:
         st.info("The run is being set up.")
         return
     row = mine.iloc[0]
-    status = head(run, row)
-    progress(store.phases_frame(DB, run.run_id), status)
-    figures(run, row)
+    # A place for each part, always there: a chart keeps its zoom only while nothing before it comes or goes.
+    above, middle, below = st.container(), st.container(), st.container()
+    with above:
+        status = head(run, row)
+    with middle:
+        progress(store.phases_frame(DB, run.run_id), status)
+    with below:
+        figures(run, row)
     sampled, words = st.tabs(["Latest solutions", "Log"])
     with sampled:
         solutions(run)
     with words:
         log(run)
-    if status not in ("queued", "running") and st.session_state.get("was_live"):
-        st.session_state["was_live"] = False
-        st.rerun()  # leaves the fragment: an ended run needs no refreshing
 
 
 run = screen.pick_run(HOME)
@@ -133,5 +135,4 @@ if run is None:
     st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
 else:
     alive = launch.observed_status(run)[0] in ("queued", "running")
-    st.session_state["was_live"] = alive
-    st.fragment(view, run_every=2 if alive else None)(run)
+    st.fragment(view, run_every=2 if alive else 15)(run)
