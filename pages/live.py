@@ -135,4 +135,4 @@ if run is None:
     st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
 else:
     alive = launch.observed_status(run)[0] in ("queued", "running")
-    st.fragment(view, run_every=2 if alive else 15)(run)
+    st.fragment(lambda: screen.attempt(lambda: view(run)), run_every=2 if alive else 15)()

@@ -54,7 +54,9 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 @st.fragment(run_every=5)
 def all_runs() -> None:
     """The table; a click on a row opens the run."""
-    runs = screen.observed(store.runs_frame(rundir.store_path(HOME)), HOME)
+    runs = screen.attempt(lambda: screen.observed(store.runs_frame(rundir.store_path(HOME)), HOME))
+    if runs is None:
+        return
     delta = st.column_config.NumberColumn(format="%+.1f")
     accuracy = st.column_config.NumberColumn(format="%.1f", help="Latest checkpoint, per cent")
     curve = st.column_config.LineChartColumn(y_min=0, y_max=100, width=110, help="Base to latest checkpoint")

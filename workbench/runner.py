@@ -23,6 +23,7 @@ from workbench.rundir import ERROR, PhaseDir, RunDir, all_runs, read_json, store
 
 logger = logging.getLogger("workbench.runner")
 POLL_S = 0.5
+RECORD_EVERY_S = 1.0
 LOG_LINES = 12
 
 
@@ -116,9 +117,8 @@ class Runner:
                 env=phase_environment(self.threads),
             )
         try:
-            while process.poll() is None:
+            while not ended_within(process, RECORD_EVERY_S):
                 self.record()
-                time.sleep(POLL_S)
         finally:
             end(process)
         self.record()
@@ -170,13 +170,20 @@ def phase_environment(threads: int) -> dict[str, str]:
     }
 
 
+def ended_within(process: subprocess.Popen, seconds: float) -> bool:
+    """Wait for a child; whether it has ended."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def end(process: subprocess.Popen) -> None:
     """Terminate a child that is still there, insisting after 5 s."""
     if process.poll() is None:
         process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+        if not ended_within(process, 5):
             process.kill()
             process.wait()
 

@@ -24,8 +24,8 @@ _one_at_a_time = threading.Lock()
 """Read-only and writing connections to one file do not mix inside a process."""
 
 
-class StoreBusy(Exception):
-    """Somebody else held the store's file for longer than we waited."""
+class StoreBusy(OSError):
+    """Somebody else held the store's file for longer than we waited; the message says who."""
 
 
 @contextmanager

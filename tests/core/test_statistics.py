@@ -5,7 +5,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from workbench.core.statistics import holm, paired_difference, pass_at_k, wilson_interval
+from workbench.core.statistics import (
+    holm,
+    paired_difference,
+    pass_at_k,
+    smallest_detectable_difference,
+    wilson_interval,
+)
 
 
 def test_wilson_is_the_published_value():
@@ -36,6 +42,16 @@ def test_paired_difference():
     assert paired_difference(first, first).p_value == 1
     with pytest.raises(ValueError, match="same questions"):
         paired_difference(first, second[:-1])
+
+
+def test_the_smallest_detectable_difference_is_where_mcnemar_turns():
+    def p_value(gained):
+        return paired_difference([False] * 32, [True] * gained + [False] * (32 - gained)).p_value
+
+    least = smallest_detectable_difference(32)  # 4 more of SAT-Math's 32 never suffice
+    assert least == 6 / 32
+    assert p_value(6) <= 0.05 < p_value(5)
+    assert smallest_detectable_difference(5) is None
 
 
 def test_paired_interval_covers():

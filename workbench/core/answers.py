@@ -1,8 +1,8 @@
 """The final answer of a solution: where it stands, and whether it is right.
 
 Where it is looked for, in this order: the last `\\boxed{...}`; behind `####`; behind the last "the
-answer is"; for multiple choice, a letter that stands as an option; for numbers, the last number of a
-text that was not cut off. A text without any of these has no answer, which is better than a wrong one.
+answer is"; for multiple choice, a letter called correct or chosen, else the last one that stands as an
+option; for numbers, the last number of a text that was not cut off. A text without any of these has no answer, which is better than a wrong one.
 """
 
 import re
@@ -36,10 +36,15 @@ LAST_NUMBER = re.compile(
 )
 FINISHED = re.compile(r"[\d.!?)%}\]$*°\"']\s*$")
 STATED = re.compile(r"(?:answer|correct (?:option|choice))\**\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+DENIED = re.compile(r"n(?:ot|['’]t)\b[\s(\\$]*[-−]?\d")
 NO_UNIT = re.compile(r"\b(?:pi|e|i|sqrt|sin|cos|tan|log|ln|and|or|to)\b", re.IGNORECASE)
 UNIT = re.compile(r"^(?:[a-zA-Z°µ²³/^.\s-]|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\^\{?[23]\}?)*$")
 # A small "a" is an option only where something marks it as one; else it is an article.
 LETTER = re.compile(r"^\W*(?:(?i:option|choice|letter)\W+)?([A-Jb-hj](?!['’\w])|[ai](?=\s*(?:[).:,;*\]]|$)))")
+CHOSEN = re.compile(
+    r"\b([A-HJ])\)?,?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+    r"|\b(?:choose|pick|select)\s+(?:(?:option|choice|answer)\s+)?\(?([A-HJ])\b(?!['’])"
+)
 MARKED = re.compile(r"\(([A-Ja-j])\)|(?:^|\n)[ \t*]*([A-J])[.):](?:\s|$)|^\s*([A-J])\W*$")
 WORDS = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z'.]+(?:[\s-]+[A-Za-z'.]+)*\s*\}?$")
 CLOCK = re.compile(r"^(\d{1,2}):(\d\d)\s*(?:([ap])\.?\s*m\.?)?$", re.IGNORECASE)
@@ -75,11 +80,12 @@ def extract_answer(text: str, answer_format: str) -> tuple[str | None, str]:
     stated = list(STATED.finditer(text))
     if stated:
         sentence = _sentence(text[stated[-1].end() :])
-        answer = _shaped(sentence, answer_format)
-        if answer is not None or answer_format == "number" and re.match(r"[\s(\\$]*\d", sentence):
+        denied = DENIED.match(sentence)
+        answer = None if denied else _shaped(sentence, answer_format)
+        if answer is not None or answer_format == "number" and (denied or re.match(r"[\s(\\$]*\d", sentence)):
             return answer, "stated"  # several numbers are no number
     if answer_format == "choice":
-        marks = [next(filter(None, groups)) for groups in MARKED.findall(text)]
+        marks = [next(filter(None, groups)) for groups in CHOSEN.findall(text) or MARKED.findall(text)]
         return (marks[-1].upper(), "letter") if marks else (None, "none")
     if answer_format == "number" and FINISHED.search(text):
         numbers = _numbers(text)

@@ -62,6 +62,18 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], level: floa
     return PairedDifference((gained - lost) / n, up - down - half, up - down + half, float(p_value), n)
 
 
+def smallest_detectable_difference(num_questions: int, level: float = 0.95) -> float | None:
+    """The least difference of two accuracies that exact McNemar can call significant on this many questions.
+
+    It takes the best case, in which all questions that changed did so in one direction: g of them have p = 2 * 0.5^g.
+    None where there are too few questions for any difference to be.
+    """
+    changed = 1
+    while 2 * 0.5**changed > 1 - level:
+        changed += 1
+    return changed / num_questions if changed <= num_questions else None
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm-corrected p-values, in the order given."""
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []

@@ -6,6 +6,7 @@ process is replaced, and the pair counts as not equal. Pairs go over pipes as JS
 
 import atexit
 import json
+import re
 import select
 import subprocess
 import sys
@@ -15,6 +16,9 @@ TIMEOUT_S = 5.0
 START_TIMEOUT_S = 60.0
 LONGEST = 400
 """Longer expressions are not compared symbolically."""
+SYMBOL = r"\\(?:pi|alpha|beta|gamma|delta|theta|lambda|mu|phi|omega)(?![a-z])|\w"
+BARE_FRACTION = re.compile(rf"(\\[dt]?frac)\s*({SYMBOL})\s*(?:({SYMBOL})|(?={{))")
+BARE_ROOT = re.compile(rf"\\sqrt\s*({SYMBOL})")
 _worker: subprocess.Popen | None = None
 
 
@@ -58,13 +62,19 @@ def _ask(answer: str, reference: str, timeout_s: float) -> bool:
     return json.loads(_worker.stdout.readline())
 
 
+def braced(text: str) -> str:
+    """`\\frac\\pi4` as `\\frac{\\pi}{4}`: math-verify drops what it cannot read, so unlike texts would be equal."""
+    text = BARE_FRACTION.sub(lambda found: f"{found[1]}{{{found[2]}}}" + (f"{{{found[3]}}}" if found[3] else ""), text)
+    return BARE_ROOT.sub(r"\\sqrt{\1}", text)
+
+
 def _equal(answer: str, reference: str) -> bool:
     """In the worker. What math-verify cannot read is not equal."""
     from math_verify import parse, verify
 
     try:
-        gold = parse(f"${reference}$", parsing_timeout=None)
-        found = parse(f"${answer}$", parsing_timeout=None)
+        gold = parse(f"${braced(reference)}$", parsing_timeout=None)
+        found = parse(f"${braced(answer)}$", parsing_timeout=None)
         return bool(gold and found) and bool(verify(gold, found, timeout_seconds=None))
     except Exception:  # a computer algebra system raises anything on odd input
         return False
