@@ -2,7 +2,8 @@
 
 Where it is looked for, in this order: the last `\\boxed{...}`; behind `####`; behind the last "the
 answer is"; for multiple choice, a letter called correct or chosen, else the last one that stands as an
-option; for numbers, the last number of a text that was not cut off. A text without any of these has no answer, which is better than a wrong one.
+option; for numbers, the last number of a text that was not cut off. A text without any of these has no
+answer, which is better than a wrong one.
 """
 
 import re

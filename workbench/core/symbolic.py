@@ -16,9 +16,9 @@ TIMEOUT_S = 5.0
 START_TIMEOUT_S = 60.0
 LONGEST = 400
 """Longer expressions are not compared symbolically."""
-SYMBOL = r"\\(?:pi|alpha|beta|gamma|delta|theta|lambda|mu|phi|omega)(?![a-z])|\w"
-BARE_FRACTION = re.compile(rf"(\\[dt]?frac)\s*({SYMBOL})\s*(?:({SYMBOL})|(?={{))")
-BARE_ROOT = re.compile(rf"\\sqrt\s*({SYMBOL})")
+GREEK = r"\\(?:pi|alpha|beta|gamma|delta|theta|lambda|mu|phi|omega)(?![a-z])"
+BARE_FRACTION = re.compile(rf"(\\[dt]?frac)\s*({GREEK}|\w)\s*(?:({GREEK}|\w)|(?={{))")
+BARE_ROOT = re.compile(rf"\\sqrt\s*({GREEK})")
 _worker: subprocess.Popen | None = None
 
 
