@@ -8,17 +8,23 @@ Format: https://github.com/huggingface/safetensors#format
 import json
 import mmap
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 PROJECT = Path(__file__).parents[1]
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""The floating-point types, as numpy holds them; bfloat16 as the bits."""
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -53,8 +59,29 @@ class Description:
     vocab_size: int | None
 
 
-class CheckpointReader:
-    """The tensors of a checkpoint, memory-mapped.
+class Tensors:
+    """Tensors in safetensors files, memory-mapped; nothing is read until it is touched."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def buffer(self, name: str) -> memoryview:
+        """The bytes of a tensor, as they are in the file."""
+        entry = self.entries[name]
+        if entry.file not in self._maps:
+            with entry.file.open("rb") as file:
+                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return memoryview(self._maps[entry.file])[entry.start : entry.start + entry.num_bytes]
+
+    def values(self, name: str, piece: slice) -> NDArray:
+        """A piece of a flattened tensor as the kernels take it: float32, or the uint16 bits of bfloat16."""
+        array = np.frombuffer(self.buffer(name), NUMPY_TYPES[self.entries[name].dtype])[piece]
+        return array if array.dtype in (np.uint16, np.float32) else array.astype(np.float32)
+
+
+class CheckpointReader(Tensors):
+    """The tensors of a checkpoint.
 
     Raises:
         ValueError: not a checkpoint, pickle files only, a missing shard, a truncated or corrupt file.
@@ -62,18 +89,9 @@ class CheckpointReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: dict[str, Any] = _json(path / "config.json")
-        self.entries = {entry.name: entry for file in _files(path) for entry in _entries(file)}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self.config: dict[str, Any] = read_object(path / "config.json")
+        super().__init__(entry for file in _files(path) for entry in read_entries(file))
         self._check_index()
-
-    def buffer(self, name: str) -> memoryview:
-        """The bytes of a tensor, as they are in the file; nothing is read until they are touched."""
-        entry = self.entries[name]
-        if entry.file not in self._maps:
-            with entry.file.open("rb") as file:
-                self._maps[entry.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return memoryview(self._maps[entry.file])[entry.start : entry.start + entry.num_bytes]
 
     @cached_property
     def description(self) -> Description:
@@ -95,7 +113,7 @@ class CheckpointReader:
         """Every tensor that the index promises must be in its shard."""
         index = self.path / "model.safetensors.index.json"
         if index.exists():
-            for name, file in _json(index)["weight_map"].items():
+            for name, file in read_object(index)["weight_map"].items():
                 if name not in self.entries:
                     raise ValueError(f"{self.path / file} has no tensor {name!r}, which the index says is there")
 
@@ -177,7 +195,7 @@ def resolve_model(name: str) -> Path:
     return path
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object that must be there."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -191,7 +209,7 @@ def _files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint."""
     index = path / "model.safetensors.index.json"
     if index.exists():
-        files = [path / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        files = [path / name for name in sorted(set(read_object(index)["weight_map"].values()))]
         for file in files:
             if not file.exists():
                 raise ValueError(f"shard {file.name} is missing from {path}; the index names {len(files)} shards")
@@ -199,7 +217,7 @@ def _files(path: Path) -> list[Path]:
     if (path / "model.safetensors").exists():
         return [path / "model.safetensors"]
     if (path / "adapter_model.safetensors").exists():
-        raise ValueError(f"{path} is a LoRA adapter; fold it into its base first (merge_and_unload)")
+        raise ValueError(f"{path} is a LoRA adapter; it can be merged as the sft side, and is no model by itself")
     if list(path.glob("*.bin")) or list(path.glob("*.pt")):
         raise ValueError(
             f"{path} holds pickle files only (*.bin, *.pt), which can run code when opened; convert it to safetensors"
@@ -207,7 +225,7 @@ def _files(path: Path) -> list[Path]:
     raise ValueError(f"{path} has no model.safetensors")
 
 
-def _entries(file: Path) -> list[Entry]:
+def read_entries(file: Path) -> list[Entry]:
     """The header of one safetensors file, checked against its size."""
     size = file.stat().st_size
     with file.open("rb") as stream:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from workbench import launch as launching
 from workbench import rundir
-from workbench.config import build_config, load_settings, parse_assignments
+from workbench.config import build_config, load_settings, merge_config, parse_assignments
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 store_app = typer.Typer(no_args_is_help=True, help="The DuckDB store of runs.")
@@ -124,25 +124,37 @@ def merge(
     alpha: Annotated[float, typer.Option(help="Weight of the base, 0 to 1.")] = 0.5,
     drop_rate: Annotated[float, typer.Option(help="DARE p, 0 up to but not 1.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Fixes which changes are dropped.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting of the merge, as in --set rule=ties.")
+    ] = None,
 ) -> None:
     """alpha * base + (1 - alpha) * (start + dare(sft - start)), written as a model directory."""
-    from workbench.core.dare import Recipe
-    from workbench.phases.merge import merge_checkpoints
+    from workbench.merging.files import merge_checkpoints
+    from workbench.merging.stream import open_models, recipe_for
     from workbench.report import merge_lines
 
-    recipe = Recipe(alpha, drop_rate, seed)
+    config = merge_config({"alpha": alpha, "drop_rate": drop_rate} | parse_assignments(settings or []))
+    recipe = recipe_for(open_models(base, start or base, sft), config, seed)
     with Progress(console=err, disable=not err.is_terminal) as progress:
         bar = progress.add_task("merging", total=None)
         report = merge_checkpoints(
             base,
             start or base,
             sft,
-            out_dir,
-            recipe,
+            {out_dir: recipe},
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+        )[0]
     for line in merge_lines(report):
         out.print(line)
+
+
+@app.command()
+def remake(directory: Annotated[Path, typer.Argument(help="A merged checkpoint whose weights were deleted.")]) -> None:
+    """Make the deleted weights of a merged checkpoint again, identical, from its merge.json."""
+    from workbench.merging.files import remake as remake_weights
+
+    report = remake_weights(directory)
+    out.print(f"{directory / 'model.safetensors'} is there again, {report['bytes']:,} bytes, sha256 as before")
 
 
 @store_app.command()

@@ -5,7 +5,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -37,6 +37,9 @@ def _as_list(value: Any) -> Any:
 
 class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A frozen group of settings that refuses unknown keys, NaN and infinity."""
+
+
+Checked = TypeVar("Checked", bound=Section)
 
 
 class SampleConfig(Section):
@@ -86,6 +89,25 @@ class MergeConfig(Section):
     """Weight of the base model; 1 returns the base (paper: 0.5)."""
     drop_rate: float = Field(0.2, ge=0, lt=1)
     """DARE p (not in the paper; the authors' README uses 0.2)."""
+    rule: Literal["dare", "ties", "slerp"] = "dare"
+    """Which changes are dropped: random ones (dare, the paper's), the smallest (ties), or none and along
+    the arc (slerp); plain linear merging is dare with drop_rate 0."""
+    towards: Literal["base", "start"] = "base"
+    """What alpha weights: the base (the paper), or the checkpoint the iteration started from."""
+    profile: Literal["uniform", "points", "inverse_change"] = "uniform"
+    """alpha of each layer: the same, as `points` say, or inversely to how far the layer moved."""
+    points: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_list)] = ()
+    """Alphas at even distances from the first layer to the last (profile points); two make a ramp."""
+    modules: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Factors on alpha by module, as in {"down_proj": 0.5}."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MergeConfig":
+        if (self.profile == "points") != bool(self.points):
+            raise ValueError("points and profile = 'points' go together: give both or neither")
+        if self.rule == "slerp" and self.drop_rate:
+            raise ValueError(f"slerp drops nothing: drop_rate must be 0, got {self.drop_rate}")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -199,17 +221,29 @@ def build_config(settings: Mapping[str, Any], changes: Mapping[str, Any] | None 
             if not isinstance(target, dict):
                 raise ConfigError(f"{name} is not a setting: {section} has no parts")
         target[last] = value
+    return _validated(RunConfig, nested)
+
+
+def merge_config(settings: Mapping[str, Any]) -> MergeConfig:
+    """The checked settings of one merge.
+
+    Raises:
+        ConfigError: naming every setting that is wrong.
+    """
+    return _validated(MergeConfig, settings)
+
+
+def _validated(section: type[Checked], settings: Mapping[str, Any]) -> Checked:
     try:
-        return RunConfig.model_validate(nested)
+        return section.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
+        raise ConfigError("; ".join(_explain(section, e) for e in error.errors())) from error
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain(section: type[Section], error: Mapping[str, Any]) -> str:
     """One pydantic error as a sentence with the setting's name and value."""
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        section = RunConfig
         for part in error["loc"][:-1]:
             section = section.model_fields[part].annotation
         return f"unknown setting {name!r}; known here: {', '.join(section.model_fields)}"

@@ -5,7 +5,7 @@ Model paths are local directories. Nothing here imports torch: the runner and th
 
 from typing import Literal
 
-from workbench.config import EngineConfig, EvaluateConfig, SampleConfig, Section, SftConfig
+from workbench.config import EngineConfig, EvaluateConfig, MergeConfig, SampleConfig, Section, SftConfig
 
 Kind = Literal["base", "sft", "merged"]
 
@@ -55,8 +55,7 @@ class MergeJob(Section):
     base: Checkpoint
     start: Checkpoint
     sft: Checkpoint
-    alpha: float
-    drop_rate: float
+    merge: MergeConfig
     seed: int
     iteration: int
     threads: int

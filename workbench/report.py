@@ -82,7 +82,9 @@ def merge_lines(report: dict[str, Any]) -> list[str]:
         f"alpha {report['alpha']}, drop_rate {report['drop_rate']}, seed {report['seed']}",
         "changed entries dropped: " + ("none changed" if dropped is None else f"{100 * dropped:.2f} %"),
         f"|delta| {report['delta_norm']:.4g}, after DARE {report['delta_norm_after_dare']:.4g}",
-        f"|merged - base| {report['moved_from_base']:.4g}, expected {report['moved_from_base_expected']:.4g}",
+        f"|merged - base| {report['moved_from_base']:.4g}"
+        + (f", expected {expected:.4g}" if (expected := report["moved_from_base_expected"]) is not None else ""),
+        f"rounded to the base's dtype: {100 * report['num_rounded'] / report['num_parameters']:.1f} % of the entries",
     ]
     lines += ["WARNING: identical to the base"] * report["identical_to_base"]
     lines += ["WARNING: identical to sft"] * report["identical_to_sft"]

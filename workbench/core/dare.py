@@ -1,4 +1,4 @@
-"""DARE and the merge back to the base (paper, Eq. 5-6), on tensors.
+"""DARE and the merge back to the base (paper, Eq. 5-6).
 
     delta  = sft - start
     dare   : each entry of delta is dropped with probability p; survivors are divided by (1 - p)
@@ -7,43 +7,15 @@
 Which entries are dropped depends on (seed, tensor name, flat index) alone. The mask is no stream of
 random numbers but a hash of the index, so it is the same in any order, in any chunks, on any number of
 threads, and on a CPU or a GPU.
-"""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from hashlib import sha256
+Here is what is computed, as torch operations, which is also what runs on a GPU. `core.kernel` holds the
+same arithmetic compiled for the CPU; a test holds the two equal bit by bit.
+"""
 
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 17
-"""Entries handled together: all temporaries of a chunk stay in a core's cache."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a merge depends on beside its inputs.
-
-    Raises:
-        ValueError: alpha outside [0, 1], drop_rate outside [0, 1), or NaN.
-    """
-
-    alpha: float
-    drop_rate: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}; 1 returns the base")
-        if not 0 <= self.drop_rate < 1:
-            raise ValueError(f"drop_rate must be in [0, 1), got {self.drop_rate}; 0 keeps every change")
-
-
-def chunks(num_entries: int) -> Iterator[slice]:
-    """Consecutive pieces of a flattened tensor."""
-    for at in range(0, num_entries, CHUNK):
-        yield slice(at, min(at + CHUNK, num_entries))
+from workbench.core.recipe import Recipe, chunks, drop_threshold, mask_keys
 
 
 def keep_mask(seed: int, name: str, drop_rate: float, piece: slice, device: torch.device | str = "cpu") -> Tensor:
@@ -51,21 +23,15 @@ def keep_mask(seed: int, name: str, drop_rate: float, piece: slice, device: torc
 
     Each entry's index is hashed to 32 uniform bits by two rounds of a multiply-xorshift permutation
     (constants: https://github.com/skeeto/hash-prospector, "triple32"), keyed before each round. An entry
-    is dropped where the bits, as a fraction of 2^32, lie under `drop_rate`.
+    is dropped where the bits, read as a signed number, lie under (p - 1/2) * 2^32.
     """
-    digest = sha256(f"{seed}:{name}".encode()).digest()
-    high = piece.start >> 32
-    keys = [int.from_bytes(digest[8 * i : 8 * i + 4], "little", signed=True) for i in range(2)]
-    keys[1] ^= (high * 0x9E3779B1) & 0x7FFFFFFF
-    first = _signed(piece.start & 0xFFFFFFFF)
     bits = torch.arange(piece.stop - piece.start, dtype=torch.int32, device=device)
-    bits += first
+    bits += _signed(piece.start & 0xFFFFFFFF)
     scratch = torch.empty_like(bits)
-    for key in keys:
-        bits ^= key
+    for key in mask_keys(seed, name, piece.start):
+        bits ^= _signed(key)
         _permute(bits, scratch)
-    threshold = min(math.floor(drop_rate * 2**32 + 0.5), 2**32 - 1) - 2**31
-    return bits >= threshold
+    return bits >= drop_threshold(drop_rate) - 2**31
 
 
 def _signed(word: int) -> int:
@@ -91,57 +57,38 @@ def dare(delta: Tensor, drop_rate: float, seed: int, name: str) -> Tensor:
     """
     Recipe(0.0, drop_rate, seed)
     flat, out = delta.flatten(), torch.empty_like(delta).flatten()
-    for piece in chunks(flat.numel()):
+    for piece in chunks(0, flat.numel()):
         keep = keep_mask(seed, name, drop_rate, piece, delta.device)
         out[piece] = flat[piece].float() * keep / (1 - drop_rate)
     return out.view(delta.shape)
 
 
-def tuned_piece(start: Tensor, sft: Tensor, recipe: Recipe, name: str, piece: slice) -> Tensor:
-    """start + dare(sft - start) in float32, for one piece of the flattened weights.
-
-    Written so that nothing is lost where nothing should change: a kept entry is
-    sft + (sft - start) * p / (1 - p), which is sft itself at p = 0; a dropped one is start itself.
-    """
-    start, tuned = start.float(), sft.float()
-    if not recipe.drop_rate:
-        return tuned
-    keep = keep_mask(recipe.seed, name, recipe.drop_rate, piece, start.device)
-    boosted = torch.add(tuned, tuned - start, alpha=recipe.drop_rate / (1 - recipe.drop_rate))
-    return torch.where(keep, boosted, start)
-
-
-def blend(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
-    """alpha * base + (1 - alpha) * tuned in float32; base itself at alpha = 1, tuned itself at alpha = 0."""
-    if alpha == 1:
-        return base.float()
-    if alpha == 0:
-        return tuned
-    return torch.add((1 - alpha) * tuned, base.float(), alpha=alpha)
-
-
 def merge_tensor(base: Tensor, start: Tensor, sft: Tensor, recipe: Recipe, name: str) -> Tensor:
     """One weight of the merged model (Eq. 6), in the base's dtype. All shapes equal; CPU or GPU.
 
+    For the rule "dare", the only one that needs nothing but the entry itself. Written so that nothing is
+    lost where nothing should change: a kept entry is sft + (sft - start) * p / (1 - p), which is sft
+    itself at p = 0, a dropped one is start itself, and where base and tuned agree so does the result.
+
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or another rule.
     """
     if not base.shape == start.shape == sft.shape:
         raise ValueError(
             f"{name}: shapes differ: base {list(base.shape)}, start {list(start.shape)}, sft {list(sft.shape)}"
         )
-    shape = base.shape
+    if recipe.rule != "dare":
+        raise ValueError(f"{recipe.rule} looks at whole tensors; workbench.merging has it")
+    shape, alpha, towards = base.shape, recipe.alpha_of(name), start if recipe.towards == "start" else base
     out = torch.empty_like(base, memory_format=torch.contiguous_format).flatten()
-    base, start, sft = base.flatten(), start.flatten(), sft.flatten()
-    for piece in chunks(out.numel()):
-        tuned = tuned_piece(start[piece], sft[piece], recipe, name, piece)
-        out[piece] = blend(base[piece], tuned, recipe.alpha)
+    towards, start, sft = towards.flatten(), start.flatten(), sft.flatten()
+    for piece in chunks(0, out.numel()):
+        target, origin, tuned = towards[piece].float(), start[piece].float(), sft[piece].float()
+        keep = keep_mask(recipe.seed, name, recipe.drop_rate, piece, base.device)
+        tuned = torch.where(keep, tuned + (tuned - origin) * recipe.boost, origin)
+        if alpha == 1:
+            tuned = target
+        elif alpha > 0:
+            tuned = tuned + (target - tuned) * alpha
+        out[piece] = tuned
     return out.view(shape)
-
-
-def expected_distance(d_d: float, d_delta: float, delta_delta: float, alpha: float, drop_rate: float) -> float:
-    """Expected |merged - base| over masks, from |d|^2, <d, delta> and |delta|^2 with d = start - base.
-
-    E|merged - base|^2 = (1 - alpha)^2 (|d|^2 + 2 <d, delta> + |delta|^2 / (1 - p)); its square root.
-    """
-    return (1 - alpha) * math.sqrt(max(0.0, d_d + 2 * d_delta + delta_delta / (1 - drop_rate)))

@@ -1,0 +1,1 @@
+"""Merging checkpoints: adapters read as if folded, tensors as a stream, results as files."""
