@@ -8,6 +8,8 @@ float64 and may be reassociated, which lets the compiler vectorise them.
 `core.dare` says what is computed and holds the same arithmetic for tensors on a GPU.
 """
 
+import threading
+
 import numpy as np
 from llvmlite import ir
 from numba import float32, njit, types, uint16, uint32
@@ -21,6 +23,7 @@ COUNTS = ("num_changed", "num_dropped", "num_rounded", "num_not_finite", "unlike
 dtype cannot hold exactly, NaN or infinite ones, and those that differ from base or sft."""
 MOMENTS = ("d_d", "d_delta", "delta_delta", "dd_deltadelta", "d_deltadeltadelta", "delta_4")
 """What `pair_moments` sums: products of d and delta up to fourth order."""
+_own = threading.local()
 
 
 @intrinsic
@@ -175,9 +178,16 @@ def merge(
     `threshold` and |sft - start| reaches `trim`, else start.
     """
     numbers = (uint32(keys[0]), uint32(keys[1]), uint32(threshold), float32(trim), float32(boost), float32(alpha))
-    tuned = np.empty(out.size, np.float32)
+    tuned = _scratch(out.size)
     counts += _merge(base, target, start, sft, out, tuned, uint32(first), *numbers, float32(scale))
     _merge_sums(base, start, sft, tuned, out, sums)
+
+
+def _scratch(size: int) -> NDArray:
+    """Room for `size` float32, the same again for each call of a thread: fresh pages cost more than the sums."""
+    if getattr(_own, "room", np.empty(0)).size < size:
+        _own.room = np.empty(size, np.float32)
+    return _own.room[:size]
 
 
 def pair_moments(base: NDArray, start: NDArray, sft: NDArray) -> NDArray:

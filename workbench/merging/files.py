@@ -7,6 +7,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
@@ -136,27 +137,32 @@ class _WeightsFile:
         self.path, self.models, self.hash = path, models, sha256()
 
     def __enter__(self) -> "_WeightsFile":
+        self.hashing = ThreadPoolExecutor(1)
+        self.hashed = self.hashing.submit(self.hash.update, self.head)
         self.stream = self.path.open("wb")
         try:
             os.posix_fallocate(self.stream.fileno(), 0, self.size)  # a full disk shows before any work
         except OSError:
-            self.stream.close()
+            self.__exit__()
             raise
-        self.append(self.head)
+        self.stream.write(self.head)
         for entry in self.models.copied:
             self.append(self.models.sft.buffer(entry.name))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.hashing.shutdown()
         self.stream.close()
 
     def append(self, data: bytes | memoryview | NDArray) -> None:
-        """Write what comes next."""
-        self.hash.update(data)
+        """Write what comes next, while another thread hashes it."""
+        self.hashed.result()
+        self.hashed = self.hashing.submit(self.hash.update, data)
         self.stream.write(data)
 
     def finish(self) -> dict[str, Any]:
         """Write out the file; its size and hash."""
+        self.hashed.result()
         self.stream.flush()
         return {"bytes": self.size, "sha256": {WEIGHTS: self.hash.hexdigest()}}
 
