@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from workbench import charts, launch, rundir, screen, store
+from workbench import charts, launch, rundir, screen, store, widgets
 from workbench.rundir import RunDir
 
 HOME = rundir.home()
@@ -48,7 +48,7 @@ def progress(phases: pd.DataFrame, status: str) -> None:
         return
     now = pd.Timestamp.now("UTC").tz_localize(None)
     ended = phases["ended_at"].fillna(now if status == "running" else phases["started_at"])
-    st.plotly_chart(charts.phase_timeline(phases.assign(ended_at=ended)), key="timeline")
+    widgets.chart(charts.phase_timeline(phases.assign(ended_at=ended)), "timeline")
     last = phases.iloc[-1]
     if status == "running" and pd.notna(last["total"]) and last["status"] == "running":
         share = min(1.0, last["done"] / last["total"])
@@ -66,7 +66,7 @@ def figures(run: RunDir, row: pd.Series) -> None:
         st.info("The first accuracies appear when the base has been evaluated.")
     else:
         order = charts.checkpoint_order(row["method"], row["iterations"])
-        st.plotly_chart(charts.accuracy_by_checkpoint(evals, order), key="accuracy")
+        widgets.chart(charts.accuracy_by_checkpoint(evals, order), "accuracy")
         st.caption(
             "Points: accuracy with its 95 % Wilson interval (n on hovering). Dotted: the base. "
             "● base, ■ fine-tuned (SFT), ◆ merged."
@@ -74,9 +74,11 @@ def figures(run: RunDir, row: pd.Series) -> None:
     left, right = st.columns(2)
     loss, kept = store.metrics_frame(DB, run.run_id, "loss"), store.kept_frame(DB, run.run_id)
     if not loss.empty:
-        left.plotly_chart(charts.by_step(loss, "SFT loss"), key="loss")
+        with left:
+            widgets.chart(charts.by_step(loss, "SFT loss"), "loss")
     if not kept.empty:
-        right.plotly_chart(charts.kept_share(kept), key="kept")
+        with right:
+            widgets.chart(charts.kept_share(kept), "kept")
 
 
 def solutions(run: RunDir) -> None:
@@ -114,7 +116,7 @@ def view(run: RunDir) -> None:
         st.info("The run is being set up.")
         return
     row = mine.iloc[0]
-    # A place for each part, always there: a chart keeps its zoom only while nothing before it comes or goes.
+    # A place for each part, always there, so that nothing moves when another part comes or goes.
     above, middle, below = st.container(), st.container(), st.container()
     with above:
         status = head(run, row)

@@ -24,10 +24,13 @@ MAY = {
     "ingest": {"core"},
     "store": {"ingest"},
     "charts": set(),
-    "launch": {"core", "checkpoints", "jobs", "tasks"},
+    "processes": set(),
+    "place": {"processes"},
+    "launch": {"core", "checkpoints", "jobs", "tasks", "processes"},
     "plan": {"core", "jobs"},
-    "runner": {"plan", "checkpoints", "jobs", "launch", "store"},
+    "runner": {"plan", "place", "checkpoints", "jobs", "launch", "store", "processes"},
     "screen": {"launch"},
+    "widgets": set(),
     "app": set(),
 }
 
@@ -53,7 +56,7 @@ def test_arrows(part):
 
 @pytest.mark.parametrize("page", sorted((ROOT / "pages").glob("*.py")), ids=lambda page: page.stem)
 def test_pages_draw_and_ask_only(page):
-    assert imported(page) <= {"store", "charts", "launch", "screen", "tasks"} | FREE
+    assert imported(page) <= {"store", "charts", "launch", "screen", "tasks", "widgets"} | FREE
     assert not any(isinstance(node, ast.Try) for node in ast.walk(ast.parse(page.read_text())))
 
 

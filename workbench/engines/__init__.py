@@ -1,11 +1,14 @@
 """Text generation behind one small protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from workbench.config import EngineConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Engine(Protocol):
 
     def load(self, checkpoint: Path) -> None:
         """Put another checkpoint of the same architecture in place of the current one."""
+
+    def load_tensors(self, tensors: Iterable[tuple[str, "Tensor"]]) -> None:
+        """Put weights of the same architecture in place, tensor by tensor, without a file in between."""
 
 
 def open_engine(checkpoint: Path, config: EngineConfig, threads: int) -> Engine:

@@ -5,7 +5,7 @@ and kept, a prompt asked at several temperatures is encoded once, keys and value
 buffers in place instead of being copied at every token, and finished sequences leave the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +123,18 @@ class TransformersEngine:
         ends = generation if isinstance(generation, list) else [generation, self.tokenizer.eos_token_id]
         self.end_ids = torch.tensor(sorted({i for i in ends if i is not None}), device=self.device)
         self._prefix: tuple[list[int], list[BufferLayer]] = ([], [])
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy weights, named as in the checkpoint, into the model; see `Engine.load_tensors`."""
+        held = self.model.state_dict()
+        for name, tensor in tensors:
+            if name not in held:
+                raise ValueError(
+                    f"{name} is no weight of {type(self.model).__name__} as loaded; load a directory instead"
+                )
+            held[name].copy_(tensor)
+        self._prefix = ([], [])
 
     @torch.inference_mode()
     def generate(

@@ -5,20 +5,18 @@ One row per checkpoint and question is appended as it is answered; a killed phas
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.core.answers import grade
-from workbench.core.prompts import STOP_STRINGS, instruction_prompt
-from workbench.core.statistics import wilson_interval
-from workbench.engines import Engine, Request, open_engine
+from workbench.core.prompts import instruction_prompt
+from workbench.engines import Engine, open_engine
 from workbench.events import Emit, append_lines, read_lines
 from workbench.jobs import Checkpoint, EvaluateJob, TaskSource
+from workbench.phases.answering import answer, score_of
 from workbench.phases.batches import batches_by_length
 from workbench.phases.process import main
 from workbench.rundir import PhaseDir
-from workbench.tasks import LoadedTask, Question, load_questions
+from workbench.tasks import LoadedTask, load_questions
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,8 @@ def run(job: EvaluateJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     for checkpoint in job.checkpoints:
         for domain, task in tasks:
             rows = _answer(answers, checkpoint, task, total)
-            score = _score(checkpoint, task.name, domain, rows)
+            score = {"checkpoint_id": checkpoint.checkpoint_id, "kind": checkpoint.kind}
+            score |= score_of(task.name, domain, rows)
             emit("score", score["accuracy"], **{k: v for k, v in score.items() if k != "accuracy"})
             logger.info("%(kind)s on %(task)s: %(num_correct)d of %(num_questions)d", score)
             scores.append(score)
@@ -76,55 +75,13 @@ def _answer(answers: _Answers, checkpoint: Checkpoint, task: LoadedTask, total: 
     for batch in batches_by_length(task.questions, prompts, job.engine.batch_size):
         if all(q.question_id in mine for q, _ in batch):
             continue
-        made = answers.engine_for(checkpoint).generate(
-            [Request(prompt) for _, prompt in batch],
-            max_new_tokens=job.evaluate.max_new_tokens,
-            stop=STOP_STRINGS,
-        )
-        fresh = [
-            _row(checkpoint, task, q, g.text, g.num_tokens)
-            for (q, _), g in zip(batch, made, strict=True)
-            if q.question_id not in mine
-        ]
+        made = answer(answers.engine_for(checkpoint), batch, task, job.evaluate.max_new_tokens)
+        fresh = [{"checkpoint_id": checkpoint.checkpoint_id} | row for row in made if row["question_id"] not in mine]
         append_lines(answers.place.outcomes, fresh)
         mine |= {row["question_id"]: row for row in fresh}
         answers.rows += fresh
         answers.emit("progress", step=len(answers.rows), total=total, unit="answers")
     return list(mine.values())
-
-
-def _row(checkpoint: Checkpoint, task: LoadedTask, question: Question, text: str, tokens: int) -> dict[str, Any]:
-    """One answer as it is recorded."""
-    result = grade(text, question.reference, task.answer_format)
-    return {
-        "checkpoint_id": checkpoint.checkpoint_id,
-        "task": task.name,
-        "question_id": question.question_id,
-        "sample": 0,
-        "question": question.text,
-        "reference": question.reference,
-        "text": text,
-        "answer": result.answer,
-        "is_correct": result.is_correct,
-        "num_tokens": tokens,
-    }
-
-
-def _score(checkpoint: Checkpoint, task: str, domain: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy with its n and Wilson interval."""
-    n, right = len(rows), sum(row["is_correct"] for row in rows)
-    low, high = wilson_interval(right, n)
-    return {
-        "checkpoint_id": checkpoint.checkpoint_id,
-        "kind": checkpoint.kind,
-        "task": task,
-        "domain": domain,
-        "num_questions": n,
-        "num_correct": right,
-        "accuracy": right / n,
-        "ci_low": low,
-        "ci_high": high,
-    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from workbench.rundir import home
 from workbench.tasks import asdiv, generic, gsm8k, math, mathqa, mawps, mmlu_stem, pocket, sat_math, svamp
 from workbench.tasks.base import LoadedTask, Question, Task
 
-__all__ = ["TASKS", "LoadedTask", "Question", "Task", "check_source", "load_questions"]
+__all__ = ["TASKS", "LoadedTask", "Question", "Task", "check_source", "load_questions", "tuning_split"]
 
 EDITIONS = "https://github.com/ZubinGou/math-evaluation-harness/tree/main/data"
 POCKET = Path(__file__).parents[2] / "data" / "pocket" / "tasks"
@@ -48,13 +48,34 @@ def check_source(source: TaskSource, split: str) -> LoadedTask | None:
     return None if file is None else _read(task, split, _file_rows(file), str(file))
 
 
+def tuning_split(source: TaskSource) -> str:
+    """The split to choose settings on: validation, else train; never test.
+
+    Raises:
+        ValueError: the task has neither here.
+    """
+    for split in ("validation", "train"):
+        try:
+            check_source(source, split)
+            return split
+        except ValueError:
+            continue
+    task = TASKS.get(source.task)
+    folder = Path(source.task) if task is None else Path(source.datasets or home() / "datasets") / task.name
+    raise ValueError(
+        f"task {Path(source.task).stem} has only a test split, and settings are not chosen on that; to tune on it "
+        f"too, put other questions at {folder / 'validation.jsonl'}"
+    )
+
+
 def _locate(source: TaskSource, split: str) -> tuple[Task, Path | None]:
     """The task, and its local file; None where it is to come from the hub."""
     path = Path(source.task).expanduser()
     if path.is_file():
-        if split == "train":
+        if split != "test":
             raise ValueError(
-                f"{path} is one file; a train task is a directory with train.jsonl and test.jsonl, or a task's name"
+                f"{path} is one file, the test split; a {split} task is a directory with {split}.jsonl and test.jsonl, "
+                "or a task's name"
             )
         return _task_called(path.stem), path
     if path.is_dir():
@@ -65,14 +86,13 @@ def _locate(source: TaskSource, split: str) -> tuple[Task, Path | None]:
     task = TASKS.get(source.task)
     if task is None:
         raise ValueError(f"no task {source.task!r}, and no such file; known are: {', '.join(TASKS)}")
-    if split not in task.splits:
-        raise ValueError(f"task {task.name} has no {split} split, only {', '.join(task.splits)}")
-    if task.name.startswith("pocket_"):
-        return task, POCKET / f"{task.name}.{split}.jsonl"
     folder = Path(source.datasets) if source.datasets else home() / "datasets"
-    for file in (folder / task.name / f"{split}.jsonl", *_aliases(folder, task, split)):
+    shipped = POCKET / f"{task.name}.{split}.jsonl"
+    for file in (shipped, folder / task.name / f"{split}.jsonl", *_aliases(folder, task, split)):
         if file.is_file():
             return task, file
+    if split not in task.splits:
+        raise ValueError(f"task {task.name} has no {split} split, only {', '.join(task.splits)}")
     if task.hub is None:
         raise ValueError(
             f"the rows of {task.name} are not on the hub in the form read here; put them at "

@@ -17,4 +17,4 @@ def read_row(row: Mapping[str, Any]) -> Row:
     return Row(f"{body} {row['Question'].strip()}".strip(), plain_number(row["Answer"]))
 
 
-TASK = Task("svamp", "number", read_row, hub="ChilleD/SVAMP", splits={"test": "test"})
+TASK = Task("svamp", "number", read_row, hub="ChilleD/SVAMP", splits={"train": "train", "test": "test"})
