@@ -13,16 +13,18 @@ MAY = {
     "core": {"core"},
     "tasks": {"tasks", "core", "jobs", "rundir"},
     "engines": {"engines", "core", "config"},
-    "merging": {"merging", "core", "checkpoints"},
-    "phases": {"phases", "core", "tasks", "engines", "checkpoints", "jobs", "merging"},
+    "labdir": {"jobs"},
+    "lab": {"labdir", "core", "checkpoints", "jobs", "plan", "processes", "tasks"},
+    "merging": {"merging", "core", "checkpoints", "labdir"},
+    "phases": {"phases", "core", "tasks", "engines", "checkpoints", "jobs", "merging", "lab", "labdir", "place", "store"},
     "pocket": {"pocket", "core"},
     "checkpoints": set(),
     "config": set(),
     "rundir": set(),
     "events": set(),
     "jobs": set(),
-    "ingest": {"core"},
-    "store": {"ingest"},
+    "ingest": {"core", "labdir"},
+    "store": {"ingest", "labdir"},
     "charts": set(),
     "processes": set(),
     "place": {"processes"},
@@ -56,7 +58,7 @@ def test_arrows(part):
 
 @pytest.mark.parametrize("page", sorted((ROOT / "pages").glob("*.py")), ids=lambda page: page.stem)
 def test_pages_draw_and_ask_only(page):
-    assert imported(page) <= {"store", "charts", "launch", "screen", "tasks", "widgets"} | FREE
+    assert imported(page) <= {"store", "charts", "launch", "screen", "tasks", "widgets", "lab", "labdir"} | FREE
     assert not any(isinstance(node, ast.Try) for node in ast.walk(ast.parse(page.read_text())))
 
 

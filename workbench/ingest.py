@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from workbench.config import MergeConfig
 from workbench.core.methods import MADE_BY
 from workbench.events import read_lines
+from workbench.labdir import LabDir, label
 from workbench.rundir import PhaseDir, RunDir, read_json
 
 
@@ -47,6 +49,37 @@ def read_run(run: RunDir, offsets: Mapping[str, int]) -> Batch:
         batch.offsets["base"] = 1
     for place in run.phases():
         _read_phase(batch, run, place, status)
+    return batch
+
+
+def read_lab(lab: LabDir, offsets: Mapping[str, int]) -> Batch:
+    """Everything that is new in a lab's directory, read like a run's."""
+    batch = Batch(offsets=dict(offsets))
+    written = read_json(lab.config)
+    if not offsets:
+        batch.rows["labs"].append(
+            {"lab_id": lab.lab_id, "config": json.dumps(written), "created_at": _time(written["created_at"])}
+            | {key: written[key] for key in ("run_id", "iteration", "base", "start", "sft")}
+        )
+    outcomes, batch.offsets["outcomes"] = read_lines(lab.outcomes, offsets.get("outcomes", 0))
+    batch.rows["merge_outcomes"] += [{"lab_id": lab.lab_id} | row for row in outcomes]
+    points, batch.offsets["points"] = read_lines(lab.points, offsets.get("points", 0))
+    latest = {}
+    for point in points:
+        merge = MergeConfig.model_validate(point["merge"])
+        row = {
+            "lab_id": lab.lab_id,
+            "point_id": point["point_id"],
+            "alpha": merge.alpha,
+            "drop_rate": merge.drop_rate,
+            "seed": point["seed"],
+            "label": label(merge, point["seed"]),
+            "merge": merge.model_dump_json(),
+            "split": point["split"],
+            "ts": _time(point["ts"]),
+        }
+        latest |= {(point["point_id"], point["split"], score["task"]): row | score for score in point["scores"]}
+    batch.rows["merge_evals"] += latest.values()
     return batch
 
 

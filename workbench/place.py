@@ -32,6 +32,15 @@ def take_place(
         time.sleep(POLL_S)
 
 
+def is_taken(root: Path) -> bool:
+    """Whether somebody has the place."""
+    try:
+        FileLock(root / "runs" / ".place.lock").acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
+
+
 def runs_waiting(root: Path, since: float, name: str = "") -> bool:
     """Whether another live run was queued before."""
     for other in all_runs(root):

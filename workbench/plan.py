@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from workbench.config import RunConfig
 from workbench.core.methods import MADE_BY, PHASES, kinds_made, start_of
@@ -19,6 +20,14 @@ def plan(run: RunDir, config: RunConfig, base: str, threads: int) -> Iterator[tu
             yield run.phase(iteration, phase), make[phase](iteration)
 
 
+def checkpoint_path(run: RunDir, iteration: int, kind: str, base: str) -> Path:
+    """Where a checkpoint of a run is, or will be."""
+    if kind == "base":
+        return Path(base)
+    maker = {made: phase for phase, made in MADE_BY.items()}
+    return run.phase(iteration, maker[kind]).checkpoint
+
+
 @dataclass(frozen=True)
 class _Jobs:
     """Makes the jobs of one run."""
@@ -30,9 +39,8 @@ class _Jobs:
 
     def checkpoint(self, iteration: int, kind: str) -> Checkpoint:
         """A checkpoint of the run, made or still to be made."""
-        maker = {made: phase for phase, made in MADE_BY.items()}
-        path = self.base if kind == "base" else str(self.run.phase(iteration, maker[kind]).checkpoint)
-        return Checkpoint(checkpoint_id=self.run.checkpoint_id(iteration, kind), kind=kind, path=path)
+        path = checkpoint_path(self.run, iteration, kind, self.base)
+        return Checkpoint(checkpoint_id=self.run.checkpoint_id(iteration, kind), kind=kind, path=str(path))
 
     def start(self, iteration: int) -> Checkpoint:
         """What an iteration samples from and fine-tunes."""

@@ -105,3 +105,49 @@ CREATE TABLE IF NOT EXISTS evals (
     ts            TIMESTAMP NOT NULL,
     PRIMARY KEY (run_id, checkpoint_id, task)
 );
+
+CREATE TABLE IF NOT EXISTS labs (
+    lab_id        VARCHAR PRIMARY KEY,
+    run_id        VARCHAR,                       -- null: opened on directories
+    iteration     INTEGER,
+    base          VARCHAR NOT NULL,
+    start         VARCHAR NOT NULL,
+    sft           VARCHAR NOT NULL,
+    config        JSON NOT NULL,
+    created_at    TIMESTAMP NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS merge_evals (
+    lab_id        VARCHAR NOT NULL,
+    point_id      VARCHAR NOT NULL,              -- one merge: its settings and seed
+    alpha         DOUBLE NOT NULL,
+    drop_rate     DOUBLE NOT NULL,
+    seed          BIGINT NOT NULL,
+    label         VARCHAR NOT NULL,              -- the settings in words
+    merge         JSON NOT NULL,
+    split         VARCHAR NOT NULL,              -- validation, test
+    task          VARCHAR NOT NULL,
+    domain        VARCHAR NOT NULL,              -- ID, OOD
+    num_questions INTEGER NOT NULL,
+    num_correct   INTEGER NOT NULL,
+    accuracy      DOUBLE NOT NULL,
+    ci_low        DOUBLE NOT NULL,               -- Wilson, 95 %
+    ci_high       DOUBLE NOT NULL,
+    ts            TIMESTAMP NOT NULL,
+    PRIMARY KEY (lab_id, point_id, split, task)
+);
+
+CREATE TABLE IF NOT EXISTS merge_outcomes (
+    lab_id        VARCHAR NOT NULL,
+    point_id      VARCHAR NOT NULL,
+    split         VARCHAR NOT NULL,
+    task          VARCHAR NOT NULL,
+    question_id   VARCHAR NOT NULL,
+    question      VARCHAR NOT NULL,
+    reference     VARCHAR NOT NULL,
+    text          VARCHAR NOT NULL,
+    answer        VARCHAR,
+    is_correct    BOOLEAN NOT NULL,
+    num_tokens    INTEGER NOT NULL,
+    PRIMARY KEY (lab_id, point_id, split, task, question_id)
+);

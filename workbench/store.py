@@ -7,7 +7,7 @@ for one query or one batch and is tried again for a while when the file is held;
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import duckdb
 from pandas import DataFrame
 
-from workbench.ingest import TABLES, Batch, read_run
+from workbench.ingest import TABLES, Batch, read_lab, read_run
+from workbench.labdir import LabDir, all_labs
 from workbench.rundir import RunDir, all_runs, store_path
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
@@ -51,13 +52,17 @@ def connect(db: Path, *, read_only: bool, wait_s: float = WAIT_S) -> Iterator[du
             connection.close()
 
 
-def ingest(db: Path, run: RunDir, offsets: Mapping[str, int]) -> dict[str, int]:
-    """Bring the store up to date with a run's files, read from `offsets` on; return the new offsets."""
-    batch = read_run(run, offsets)
+def ingest(db: Path, place: RunDir | LabDir, offsets: Mapping[str, int]) -> dict[str, int]:
+    """Bring the store up to date with a run's or lab's files, read from `offsets` on; return the new offsets."""
+    batch = _read(place, offsets)
     db.parent.mkdir(parents=True, exist_ok=True)
     with connect(db, read_only=False) as connection:
         _write(connection, batch)
     return batch.offsets
+
+
+def _read(place: RunDir | LabDir, offsets: Mapping[str, int]) -> Batch:
+    return read_lab(place, offsets) if isinstance(place, LabDir) else read_run(place, offsets)
 
 
 def rebuild(root: Path) -> int:
@@ -68,8 +73,8 @@ def rebuild(root: Path) -> int:
     runs = all_runs(root)
     with connect(scratch, read_only=False) as connection:
         connection.execute(SCHEMA)
-        for run in runs:
-            _write(connection, read_run(run, {}))
+        for place in [*runs, *all_labs(root)]:
+            _write(connection, _read(place, {}))
     scratch.replace(db)
     db.with_name(db.name + ".wal").unlink(missing_ok=True)
     return len(runs)
@@ -186,4 +191,21 @@ def kept_frame(db: Path, run_id: str) -> DataFrame:
         FROM solutions WHERE run_id = ? GROUP BY iteration ORDER BY iteration
         """,
         [run_id],
+    )
+
+
+def merges_frame(db: Path, lab_id: str) -> DataFrame:
+    """Every evaluated merge of a lab by split and task, oldest first."""
+    return query(db, "SELECT * FROM merge_evals WHERE lab_id = ? ORDER BY ts, domain, task", [lab_id])
+
+
+def merge_outcomes_frame(db: Path, lab_id: str, point_ids: Sequence[str], split: str) -> DataFrame:
+    """The answers of some merges of a lab, by question."""
+    return query(
+        db,
+        """
+        SELECT * FROM merge_outcomes WHERE lab_id = ? AND split = ? AND list_contains(?, point_id)
+        ORDER BY task, question_id, point_id
+        """,
+        [lab_id, split, list(point_ids)],
     )

@@ -75,7 +75,7 @@ def test_the_answer_format_of_a_file_is_guessed(tmp_path, answers, answer_format
     ("task", "split", "said"),
     [
         ("gsm9k", "test", "no task 'gsm9k', and no such file; known are: gsm8k, math,"),
-        ("svamp", "train", "task svamp has no train split, only test"),
+        ("mathqa", "train", "task mathqa has no train split, only test"),
         ("sat_math", "test", "put them at .*sat_math/test.jsonl"),
     ],
 )

@@ -1,6 +1,6 @@
 """What a task is: where its rows come from, and how a row becomes a question."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -56,6 +56,10 @@ class LoadedTask:
     def first(self, count: int | None) -> "LoadedTask":
         """The same task with its first `count` questions; None keeps all."""
         return replace(self, questions=self.questions[:count])
+
+    def without(self, question_ids: Set[str]) -> "LoadedTask":
+        """The same task less some questions."""
+        return replace(self, questions=tuple(q for q in self.questions if q.question_id not in question_ids))
 
 
 def with_options(text: str, options: Mapping[str, str]) -> str:

@@ -1,0 +1,127 @@
+"""Opening merge labs, and asking them for things; the work is done by `phases.sweep`."""
+
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from workbench import checkpoints
+from workbench.config import RunConfig
+from workbench.core.methods import start_of
+from workbench.events import append_lines, read_lines
+from workbench.jobs import TaskSource
+from workbench.labdir import Export, LabConfig, LabDir, Point, Search
+from workbench.plan import checkpoint_path
+from workbench.processes import is_alive, start_detached
+from workbench.rundir import find_run, read_json, write_json
+from workbench.tasks import tuning_split
+
+
+def open_lab(root: Path, run_id: str, iteration: int) -> LabDir:
+    """The lab of a run's iteration, set up where it is new.
+
+    Raises:
+        ValueError: no such run, or its iteration has no sft checkpoint yet.
+    """
+    run = find_run(root, run_id)
+    written = read_json(run.config)
+    config = RunConfig.model_validate(written["config"])
+    sft = checkpoint_path(run, iteration, "sft", "")
+    if not (sft / "config.json").exists():
+        raise ValueError(f"iteration {iteration} of {run_id} has no fine-tuned checkpoint yet")
+    base = written["base"]["path"]
+    return _set_up(
+        LabDir(root / "labs" / f"{run_id}-i{iteration}"),
+        LabConfig(
+            base=base,
+            start=str(checkpoint_path(run, *start_of(config.method, iteration), base)),
+            sft=str(sft),
+            id_task=TaskSource(task=config.train_task, datasets=config.datasets),
+            ood_tasks=tuple(TaskSource(task=task, datasets=config.datasets) for task in config.eval_tasks),
+            run_id=run_id,
+            iteration=iteration,
+            seed=config.seed,
+            num_questions=config.num_questions,
+            few_shot=config.sample.few_shot,
+            max_new_tokens=config.evaluate.max_new_tokens,
+            engine=config.engine,
+            threads=config.threads,
+        ),
+    )
+
+
+def open_directories(root: Path, config: LabConfig) -> LabDir:
+    """The lab of three model directories, set up where it is new.
+
+    Raises:
+        ValueError: a directory that holds no usable model.
+    """
+    for path in {config.base, config.start}:
+        if checkpoints.check_model(path) is None:
+            raise ValueError(f"{path} is no local model directory; merging needs the files")
+    absolute = {side: checkpoints.absolute_model(getattr(config, side)) for side in ("base", "start", "sft")}
+    config = config.model_copy(update=absolute)
+    return _set_up(LabDir(root / "labs" / f"lab-{sha256(config.model_dump_json().encode()).hexdigest()[:10]}"), config)
+
+
+def _set_up(lab: LabDir, config: LabConfig) -> LabDir:
+    if not lab.config.exists():
+        write_json(lab.config, config.model_dump(mode="json") | {"created_at": time.time()})
+    if not lab.moments.exists():
+        wake(lab)
+    return lab
+
+
+def tuning_tasks(config: LabConfig) -> tuple[list[tuple[str, TaskSource, str]], list[str]]:
+    """(domain, task, split) of each task that settings can be chosen on, and a sentence for each that cannot."""
+    sources = [("ID", config.id_task)] if config.id_task else []
+    usable, remarks = [], []
+    for domain, source in [*sources, *(("OOD", task) for task in config.ood_tasks)]:
+        try:
+            usable.append((domain, source, tuning_split(source)))
+        except ValueError as error:
+            remarks.append(str(error))
+    return usable, remarks
+
+
+def ask(lab: LabDir, *requests: Point | Search | Export) -> None:
+    """Ask the lab's process for something, and see that there is one."""
+    now = time.time()
+    append_lines(lab.requests, [request.model_dump(mode="json") | {"asked_at": now} for request in requests])
+    wake(lab)
+
+
+def cancel(lab: LabDir) -> None:
+    """Take back everything that is not done; answers that are there are kept."""
+    append_lines(lab.requests, [{"kind": "cancel"}])
+
+
+def wake(lab: LabDir) -> None:
+    """Start the lab's process where there is none."""
+    if not is_alive(lab):
+        start_detached("workbench.phases.sweep", lab)
+
+
+def requests_left(lab: LabDir) -> list[Point | Search | Export]:
+    """What was asked for since the last cancel and is not done."""
+    rows, _ = read_lines(lab.requests)
+    last = max((n for n, row in enumerate(rows) if row["kind"] == "cancel"), default=-1)
+    done = (read_json(lab.status) or {}).get("requests_done", 0)
+    kinds = {"point": Point, "search": Search, "export": Export}
+    left = []
+    for number, row in enumerate(rows):
+        if number > last and number >= done:
+            fields = {key: value for key, value in row.items() if key != "asked_at"}
+            left.append((number, kinds[row["kind"]].model_validate(fields)))
+    return left
+
+
+def observed(lab: LabDir) -> dict[str, Any]:
+    """What the lab is doing: `doing` (a sentence, or None), done and total answers, `error`."""
+    status = read_json(lab.status) or {}
+    if status.get("doing") and not is_alive(lab):
+        return status | {
+            "doing": None,
+            "error": "The lab's process is gone (killed, or out of memory); ask again to go on.",
+        }
+    return {"doing": None, "done": 0, "total": 0, "error": None} | status

@@ -1,0 +1,255 @@
+"""Phase `sweep`, on demand: the process of a merge lab.
+
+Reads the pair's sums, then does what `requests.jsonl` asks for, one after the other: merges in memory,
+straight into an engine that stays warm, and measures. It ends by itself when nothing was asked for a
+while, or when a run wants the machine. Run as `python -m workbench.phases.sweep LAB_DIR`.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from workbench import lab as labs
+from workbench import labdir, store
+from workbench.core.layers import layer_of
+from workbench.core.prompts import instruction_prompt
+from workbench.engines import Engine, open_engine
+from workbench.events import append_lines, read_lines
+from workbench.jobs import TaskSource
+from workbench.labdir import Export, LabDir, Point, Search, label, point_id
+from workbench.merging.export import export
+from workbench.merging.stream import Models, merged_tensors, open_models, pair_moments, recipe_for, weight_change
+from workbench.phases.answering import answer, score_of
+from workbench.phases.batches import batches_by_length
+from workbench.phases.sample import draw_questions
+from workbench.phases.search import next_merge
+from workbench.place import is_taken, spare_threads, take_place
+from workbench.rundir import read_json, store_path, write_json
+from workbench.tasks import LoadedTask, load_questions
+
+logger = logging.getLogger(__name__)
+WARM_S = 180.0
+POLL_S = 0.3
+
+
+class Cancelled(Exception):
+    """The request was taken back."""
+
+
+class Sweep:
+    """The process of one lab."""
+
+    def __init__(self, lab: LabDir) -> None:
+        self.lab, self.root = lab, lab.path.parents[1]
+        self.config = labdir.read_config(lab)
+        self.models: Models = open_models(*(Path(p) for p in (self.config.base, self.config.start, self.config.sft)))
+        self.outcomes, _ = read_lines(lab.outcomes)
+        self.engine: Engine | None = None
+        self.loaded: str | None = None
+        self.offsets: dict[str, int] = {}
+        self.tasks: dict[tuple[str, str], LoadedTask] = {}
+
+    def run(self) -> None:
+        """Do what was asked for, and what is asked for while there is time."""
+        if not self.lab.moments.exists():
+            self.say("reading base, start and sft")
+            self.write_moments()
+        self.say(None)
+        idle_since = time.monotonic()
+        while time.monotonic() - idle_since < WARM_S:
+            if left := labs.requests_left(self.lab):
+                number, request = left[0]
+                self.attempt(number, request)
+                idle_since = time.monotonic()
+            elif is_taken(self.root):  # a run: it may need the memory that the engine holds
+                return
+            else:
+                time.sleep(POLL_S)
+
+    def attempt(self, number: int, request: Point | Search | Export) -> None:
+        """Do one request; what goes wrong is said, and does not end the lab."""
+        error = None
+        try:
+            {"point": self.point, "search": self.search, "export": self.export}[request.kind](number, request)
+        except Cancelled:
+            self.say(None)
+            return
+        except (ValueError, OSError) as problem:
+            logger.exception("request %d failed", number)
+            error = str(problem)
+        self.say(None, error=error, requests_done=number + 1)
+
+    def say(self, doing: str | None, **news: Any) -> None:
+        """Write the lab's status."""
+        before = read_json(self.lab.status) or {}
+        kept = {"requests_done": before.get("requests_done", 0), "error": None, "done": 0, "total": 0}
+        write_json(self.lab.status, kept | {"doing": doing, "at": time.time()} | news)
+
+    def check(self, number: int) -> None:
+        """Raise Cancelled where request `number` is no longer wanted."""
+        if number not in {left for left, _ in labs.requests_left(self.lab)}:
+            raise Cancelled
+
+    def write_moments(self) -> None:
+        """The sums of every tensor of the pair, in one pass."""
+        found = pair_moments(self.models)
+        change = weight_change(found)
+        moved = [float(sums[0] + 2 * sums[1] + sums[2]) ** 0.5 for sums in found.values()]
+        layers = [layer_of(name) for name in found]
+        ceiling = [sum(m for m, n in zip(moved, layers, strict=True) if n == layer) for layer in range(len(change))]
+        write_json(
+            self.lab.moments,
+            {
+                "moments": [sums.tolist() for sums in found.values()],
+                "layers": layers,
+                "tensors": list(found),
+                "change": change,
+                "ceiling": max(ceiling, default=0.0),
+            },
+        )
+
+    def search(self, number: int, request: Search) -> None:
+        """Merges chosen by an optimiser from all that is known; each is recorded as it lands."""
+        rows, _ = read_lines(self.lab.points)
+        done = sum(row.get("search") == number for row in rows)
+        for trial in range(done, request.num_points):
+            rows, _ = read_lines(self.lab.points)
+            known = [row for row in rows if row["split"] == "validation"]
+            merge = next_merge(known, request.seed + trial)
+            point = Point(merge=merge, seed=request.seed, num_questions=request.num_questions, beside=request.beside)
+            self.point(number, point, f"search {trial + 1} of {request.num_points}: ", search=number)
+
+    def export(self, number: int, request: Export) -> None:
+        """Write a merge to a directory, with its card."""
+        self.say(f"writing {request.directory}")
+        recipe = recipe_for(self.models, request.merge, request.seed)
+        rows, _ = read_lines(self.lab.points)
+        name = point_id(request.merge, request.seed)
+        scores = [s | {"split": row["split"]} for row in rows if row["point_id"] == name for s in row["scores"]]
+        export(self.models, recipe, Path(request.directory), scores, self.config)
+
+    def point(self, number: int, request: Point, prefix: str = "", search: int | None = None) -> None:
+        """Merge in memory and answer what was not answered yet, on every task that can be used."""
+        name, text = point_id(request.merge, request.seed), label(request.merge, request.seed)
+        started, since = time.time(), time.time()
+
+        def waiting() -> None:
+            self.say(f"waiting for a run on this machine to end, before {text}")
+            self.check(number)
+
+        if request.beside:
+            torch.set_num_threads(1)
+            scores = self.measure(number, request, name, prefix + text)
+        else:
+            with take_place(self.root, since, waiting=waiting):
+                torch.set_num_threads(self.config.threads or spare_threads())
+                scores = self.measure(number, request, name, prefix + text)
+        row = {"point_id": name, "merge": request.merge.model_dump(mode="json"), "seed": request.seed}
+        row |= {"split": request.split, "scores": scores, "search": search, "seconds": time.time() - started}
+        append_lines(self.lab.points, [row | {"ts": time.time()}])
+        self.record()
+
+    def measure(self, number: int, request: Point, name: str, text: str) -> list[dict[str, Any]]:
+        """Accuracy on each task; questions that were answered before are not asked again."""
+        tasks = [(domain, self.task(source, split, request)) for domain, source, split in self.sources(request)]
+        total, done = sum(len(task.questions) for _, task in tasks), 0
+        scores = []
+        for domain, task in tasks:
+            known = {
+                row["question_id"]: row
+                for row in self.outcomes
+                if (row["point_id"], row["task"], row["split"]) == (name, task.name, request.split)
+            }
+            prompts = [instruction_prompt(q.text) for q in task.questions]
+            for batch in batches_by_length(task.questions, prompts, self.config.engine.batch_size):
+                self.check(number)
+                self.say(text, done=done, total=total)
+                if any(q.question_id not in known for q, _ in batch):
+                    fresh = answer(self.engine_for(request, name), batch, task, self.config.max_new_tokens)
+                    fresh = [{"point_id": name, "split": request.split} | row for row in fresh]
+                    fresh = [row for row in fresh if row["question_id"] not in known]
+                    append_lines(self.lab.outcomes, fresh)
+                    self.outcomes += fresh
+                    known |= {row["question_id"]: row for row in fresh}
+                done += len(batch)
+            mine = [known[q.question_id] for q in task.questions]
+            scores.append(score_of(task.name, domain, mine))
+        return scores
+
+    def sources(self, request: Point) -> list[tuple[str, TaskSource, str]]:
+        """(domain, task, split) of what a point is measured on."""
+        if request.split == "validation":
+            usable, remarks = labs.tuning_tasks(self.config)
+            if not usable:
+                raise ValueError("; ".join(remarks))
+            return usable
+        sources = [("ID", self.config.id_task)] if self.config.id_task else []
+        return [(domain, s, "test") for domain, s in [*sources, *(("OOD", s) for s in self.config.ood_tasks)]]
+
+    def task(self, source: TaskSource, split: str, request: Point) -> LoadedTask:
+        """The questions to measure on; of the run's own train split only those that it did not use."""
+        if (source.task, split) not in self.tasks:
+            task = load_questions(source, split)
+            if split == "train" and source == self.config.id_task:
+                drawn, shown = draw_questions(
+                    task.questions, self.config.num_questions, self.config.few_shot, self.config.seed
+                )
+                task = task.without({q.question_id for q in (*drawn, *shown)})
+            if not task.questions:
+                raise ValueError(
+                    f"the run trained on every train question of {task.name}, and it has no validation split; put "
+                    f"other questions into {task.name}/validation.jsonl in the datasets folder"
+                )
+            self.tasks[source.task, split] = task
+        return self.tasks[source.task, split].first(request.num_questions)
+
+    def engine_for(self, request: Point, name: str) -> Engine:
+        """The warm engine with this merge in it."""
+        if self.engine is None:
+            self.engine = open_engine(Path(self.config.start), self.config.engine, torch.get_num_threads())
+        if self.loaded != name:
+            recipe = recipe_for(self.models, request.merge, request.seed)
+            self.engine.load_tensors(
+                (entry.name, as_tensor(array, entry))
+                for entry, array in merged_tensors(self.models, recipe, threads=torch.get_num_threads())
+            )
+            self.loaded = name
+        return self.engine
+
+    def record(self) -> None:
+        """Bring the store up to date; somebody who holds its file open only delays this."""
+        try:
+            self.offsets = store.ingest(store_path(self.root), self.lab, self.offsets)
+        except store.StoreBusy as error:
+            logger.warning("%s; trying again later", error)
+
+
+def as_tensor(array: Any, entry: Any) -> torch.Tensor:
+    """A merged flat array as a tensor of its shape."""
+    flat = torch.from_numpy(array)
+    return (flat.view(torch.bfloat16) if entry.dtype == "BF16" else flat).view(entry.shape)
+
+
+def main() -> None:
+    """Work in the lab named on the command line; one process per lab."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    lab = LabDir(Path(sys.argv[1]).absolute())
+    while True:
+        try:
+            with FileLock(lab.path / ".lab.lock", timeout=5):
+                Sweep(lab).run()
+                # From here on `wake` starts another process; what was asked for just before is ours.
+                lab.process.unlink(missing_ok=True)
+        except Timeout:
+            return
+        if not labs.requests_left(lab):
+            return
+
+
+if __name__ == "__main__":
+    main()
