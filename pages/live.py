@@ -65,7 +65,7 @@ def figures(run: RunDir, row: pd.Series) -> None:
     if evals.empty:
         st.info("The first accuracies appear when the base has been evaluated.")
     else:
-        order = charts.checkpoint_order(row["method"], row["iterations"])
+        order = charts.checkpoint_order(row["method"], row["iterations"], "start" in set(evals["kind"]))
         widgets.chart(charts.accuracy_by_checkpoint(evals, order), "accuracy")
         st.caption(
             "Points: accuracy with its 95 % Wilson interval (n on hovering). Dotted: the base. "

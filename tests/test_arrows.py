@@ -16,7 +16,19 @@ MAY = {
     "labdir": {"jobs"},
     "lab": {"labdir", "core", "checkpoints", "jobs", "plan", "processes", "tasks"},
     "merging": {"merging", "core", "checkpoints", "labdir"},
-    "phases": {"phases", "core", "tasks", "engines", "checkpoints", "jobs", "merging", "lab", "labdir", "place", "store"},
+    "phases": {
+        "phases",
+        "core",
+        "tasks",
+        "engines",
+        "checkpoints",
+        "jobs",
+        "merging",
+        "lab",
+        "labdir",
+        "place",
+        "store",
+    },
     "pocket": {"pocket", "core"},
     "checkpoints": set(),
     "config": set(),
@@ -31,7 +43,9 @@ MAY = {
     "launch": {"core", "checkpoints", "jobs", "tasks", "processes"},
     "plan": {"core", "jobs"},
     "runner": {"plan", "place", "checkpoints", "jobs", "launch", "store", "processes"},
-    "screen": {"launch"},
+    "screen": {"launch", "report"},
+    "merges": {"core", "labdir"},
+    "merge_charts": {"charts", "merges"},
     "widgets": set(),
     "app": set(),
 }
@@ -58,12 +72,16 @@ def test_arrows(part):
 
 @pytest.mark.parametrize("page", sorted((ROOT / "pages").glob("*.py")), ids=lambda page: page.stem)
 def test_pages_draw_and_ask_only(page):
-    assert imported(page) <= {"store", "charts", "launch", "screen", "tasks", "widgets", "lab", "labdir"} | FREE
+    assert (
+        imported(page)
+        <= {"store", "charts", "launch", "screen", "tasks", "widgets", "lab", "labdir", "merges", "merge_charts"} | FREE
+    )
     assert not any(isinstance(node, ast.Try) for node in ast.walk(ast.parse(page.read_text())))
 
 
 @pytest.mark.parametrize(
-    "module", ["store", "charts", "launch", "config", "screen", "runner", "cli", "report", "terminal"]
+    "module",
+    ["store", "charts", "launch", "config", "screen", "runner", "cli", "report", "terminal", "lab", "merge_charts"],
 )
 def test_the_screens_side_never_loads_torch(module):
     probe = f"import workbench.{module}, sys; sys.exit(bool({{'torch', 'transformers', 'vllm'}} & sys.modules.keys()))"

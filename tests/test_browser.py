@@ -9,10 +9,14 @@ import time
 import urllib.request
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from tests.conftest import ROOT, wait_until
-from workbench import launch
-from workbench.rundir import all_runs
+from workbench import launch, store
+from workbench.core.distances import from_base
+from workbench.labdir import all_labs
+from workbench.processes import end_group
+from workbench.rundir import all_runs, read_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -35,6 +39,8 @@ def app(home):
     finally:
         server.terminate()
         server.wait()
+        for lab in all_labs(home):
+            end_group(lab, 5)
         for run in all_runs(home):
             if launch.observed_status(run)[0] in ("queued", "running"):
                 launch.stop(home, run.run_id)
@@ -47,35 +53,106 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_start_watch_stop_resume(app, home):
-    from playwright.sync_api import expect, sync_playwright
-
+@pytest.fixture
+def page():
+    """A page of a real browser."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        outside = []
-        page.on("request", lambda request: outside.append(request.url) if app not in request.url else None)
-        page.goto(app)
-        page.get_by_role("button", name="Start the pocket run").click()
-        expect(page.get_by_text("● running")).to_be_visible(timeout=60_000)
-
-        points = page.locator(".scatterlayer .trace .points path")
-        expect(points.first).to_be_visible(timeout=180_000)
-        early = points.count()
-        wait_until(lambda: points.count() > early or page.get_by_text("sample:").count() > 0, 180)
-
-        page.get_by_role("button", name="Stop", exact=True).click()
-        page.get_by_role("button", name="Stop the run").click()
-        expect(page.get_by_text("■ stopped")).to_be_visible(timeout=20_000)
-        run = all_runs(home)[0]
-        assert launch.observed_status(run)[0] == "stopped" and not launch.is_alive(run)
-
-        page.get_by_role("button", name="Resume").click()
-        expect(page.get_by_text("● running")).to_be_visible(timeout=60_000)
-        expect(points.first).to_be_visible()
-
-        page.close()
+        yield browser.new_page(viewport={"width": 1300, "height": 1400})
         browser.close()
-        time.sleep(3)
-        assert launch.observed_status(run)[0] == "running", "the run must go on without a browser"
-        assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
+
+
+def test_start_watch_stop_resume(app, home, page):
+    outside = []
+    page.on("request", lambda request: outside.append(request.url) if app not in request.url else None)
+    page.goto(app)
+    page.get_by_role("button", name="Start the pocket run").click()
+    expect(page.get_by_text("● running")).to_be_visible(timeout=60_000)
+
+    points = page.locator(".scatterlayer .trace .points path")
+    expect(points.first).to_be_visible(timeout=180_000)
+    early = points.count()
+    wait_until(lambda: points.count() > early or page.get_by_text("sample:").count() > 0, 180)
+
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Stop the run").click()
+    expect(page.get_by_text("■ stopped")).to_be_visible(timeout=20_000)
+    run = all_runs(home)[0]
+    assert launch.observed_status(run)[0] == "stopped" and not launch.is_alive(run)
+
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_text("● running")).to_be_visible(timeout=60_000)
+    expect(points.first).to_be_visible()
+
+    page.close()
+    time.sleep(3)
+    assert launch.observed_status(run)[0] == "running", "the run must go on without a browser"
+    assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
+
+
+ZOOM = "() => document.querySelectorAll('.workbench-chart')[1].layout.xaxis.range"
+
+
+@pytest.fixture
+def with_run(finished_run, home):
+    """A home with a copy of the finished run."""
+    shutil.copytree(finished_run.path, home / "runs" / finished_run.run_id)
+    store.rebuild(home)
+
+
+def drag(page, chart, start, end):
+    """Drag over a box, by fractions of its width, at its middle."""
+    box = chart.bounding_box()
+    height = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * start, height)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * end, height, steps=6)
+
+
+def test_a_zoom_outlasts_new_data(with_run, app, home, page):
+    page.goto(f"{app}/live")
+    chart = page.locator(".workbench-chart").nth(1)
+    expect(chart.locator(".points path").first).to_be_visible(timeout=30_000)
+    drag(page, chart, 0.1, 0.3)
+    page.mouse.up()
+    zoomed = page.evaluate(ZOOM)
+    count = chart.locator(".points path").count()
+    outcomes = [path for path in all_runs(home)[0].path.rglob("events.jsonl") if path.parent.name == "evaluate"]
+    score = next(line for line in outcomes[0].read_text().splitlines() if '"score"' in line and "pocket_words" in line)
+    with outcomes[0].open("a") as file:
+        file.write(score.replace("pocket_words", "pocket_new") + "\n")
+    store.rebuild(home)
+    wait_until(lambda: chart.locator(".legendtext").filter(has_text="pocket_new").count() == 1, 60)
+    assert page.evaluate(ZOOM) == zoomed and chart.locator(".points path").count() >= count - 1
+
+
+def test_sliders_follow_the_drag_and_merges_are_compared(with_run, app, home, page):
+    page.goto(f"{app}/merge")
+    totals = page.locator(".merge-lab .totals")
+    expect(totals).to_contain_text("from the base", timeout=60_000)
+    slider = page.get_by_role("slider", name="alpha")
+    page.context.set_offline(True)
+    before = totals.inner_text()
+    drag(page, slider, 0.5, 0.8)
+    wait_until(lambda: totals.inner_text() != before, 5)
+    alpha = float(slider.input_value())
+    moments = read_json(all_labs(home)[0].moments)["moments"]
+    mean, _ = from_base(moments, alpha, 0.2, "base")
+    shown = float(totals.inner_text().split(" from the base")[0].split()[-1])
+    assert shown == pytest.approx((mean**2).sum() ** 0.5, rel=1e-3) and alpha > 0.6
+    page.context.set_offline(False)
+    page.mouse.up()
+
+    page.get_by_label("Questions per task").first.fill("20")
+    page.get_by_label("Questions per task").first.press("Enter")
+    page.get_by_role("button", name="Evaluate this merge").click()
+    marks = page.locator(".workbench-chart").nth(1).locator(".points path")
+    wait_until(lambda: marks.count() == 2 * 3, 120)
+    slider.press("ArrowRight")
+    page.get_by_role("button", name="Evaluate this merge").click()
+    wait_until(lambda: marks.count() == 2 * 4, 120)
+    page.get_by_label("Pinned merges").click()
+    page.get_by_role("option").last.click()
+    expect(page.get_by_text("p: exact McNemar")).to_be_visible(timeout=30_000)
+    differences = page.locator(".workbench-chart").last
+    wait_until(lambda: differences.locator(".points path").count() == 2 * 2 * 2, 30)

@@ -1,11 +1,15 @@
 """Charts and pages on the store of a real run."""
 
+import shutil
+
 import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from workbench import charts, store
+from workbench.labdir import find_lab
+from workbench.processes import end_group
 from workbench.rundir import store_path
 
 PAGES = ROOT / "pages"
@@ -64,7 +68,7 @@ def test_live_page_shows_the_run(page, finished_run):
     opened = page("live.py")
     assert not opened.exception
     assert finished_run.run_id in opened.subheader[0].value
-    assert len(opened.get("plotly_chart")) == 4
+    assert len(opened.get("bidi_component")) == 4
     assert not opened.button
 
 
@@ -83,3 +87,16 @@ def test_empty_home_offers_the_pocket_run(home):
     opened = AppTest.from_file(str(PAGES / "runs.py"), default_timeout=30).run()
     assert not opened.exception
     assert [button.label for button in opened.button] == ["Start the pocket run"]
+
+
+def test_merge_page_opens_on_the_run(finished_run, home):
+    shutil.copytree(finished_run.path, home / "runs" / finished_run.run_id)
+    opened = AppTest.from_file(str(PAGES / "merge.py"), default_timeout=30).run()
+    assert not opened.exception
+    lab = find_lab(home, f"{finished_run.run_id}-i1")
+    wait_until(lab.moments.exists)
+    opened.run()
+    assert not opened.exception
+    assert "Evaluate this merge" in [button.label for button in opened.button]
+    assert "No merge measured yet" in opened.info[0].value
+    end_group(lab, 5)

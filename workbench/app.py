@@ -12,5 +12,6 @@ st.navigation(
         st.Page(PAGES / "runs.py", title="Runs", default=True),
         st.Page(PAGES / "new_run.py", title="New run", url_path="new"),
         st.Page(PAGES / "live.py", title="Live run", url_path="live"),
+        st.Page(PAGES / "merge.py", title="Merge", url_path="merge"),
     ]
 ).run()

@@ -11,7 +11,7 @@ from pandas import DataFrame
 from plotly.subplots import make_subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
-SYMBOLS = {"base": "circle", "sft": "square", "merged": "diamond"}
+SYMBOLS = {"base": "circle", "start": "star", "sft": "square", "merged": "diamond"}
 GREY = "#8a8f98"
 WINDOW = 9
 """Values in a running mean."""
@@ -20,17 +20,17 @@ BAR_COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "st
 
 def checkpoint_labels(frame: DataFrame) -> list[str]:
     """Base, SFT 1, Merge 1, ... of a frame with `kind` and `iteration`."""
-    words = {"sft": "SFT", "merged": "Merge"}
+    words, plain = {"sft": "SFT", "merged": "Merge"}, {"base": "Base", "start": "Start"}
     return [
-        "Base" if kind == "base" else f"{words[kind]} {iteration}"
+        plain[kind] if kind in plain else f"{words[kind]} {iteration}"
         for kind, iteration in zip(frame["kind"], frame["iteration"], strict=True)
     ]
 
 
-def checkpoint_order(method: str, iterations: int) -> list[str]:
-    """Every checkpoint that a run will have, in order."""
+def checkpoint_order(method: str, iterations: int, has_start: bool = False) -> list[str]:
+    """Every checkpoint that a run will have, in order; a start of its own comes behind the base."""
     kinds = ["SFT", "Merge"] if method == "imm" else ["SFT"]
-    return ["Base", *(f"{kind} {t}" for t in range(1, iterations + 1) for kind in kinds)]
+    return ["Base", *["Start"] * has_start, *(f"{kind} {t}" for t in range(1, iterations + 1) for kind in kinds)]
 
 
 def accuracy_by_checkpoint(evals: DataFrame, order: Sequence[str]) -> go.Figure:
@@ -81,7 +81,7 @@ def accuracy_by_checkpoint(evals: DataFrame, order: Sequence[str]) -> go.Figure:
     figure.update_xaxes(categoryorder="array", categoryarray=list(order), range=[-0.4, len(order) - 0.6])
     figure.update_yaxes(title_text="accuracy, %", col=1)
     figure.update_yaxes(rangemode="tozero")
-    return _finish(figure, height=380)
+    return finish(figure, height=380)
 
 
 def phase_timeline(phases: DataFrame) -> go.Figure:
@@ -106,7 +106,7 @@ def phase_timeline(phases: DataFrame) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=lanes[::-1])
     figure.update_xaxes(title_text="seconds since the start")
     figure.update_layout(barmode="overlay", bargap=0.25)
-    return _finish(figure, height=100 + 44 * len(lanes))
+    return finish(figure, height=100 + 44 * len(lanes))
 
 
 def by_step(metrics: DataFrame, title: str) -> go.Figure:
@@ -129,7 +129,7 @@ def by_step(metrics: DataFrame, title: str) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title_text="optimizer step")
     figure.update_yaxes(title_text=title, rangemode="tozero")
-    return _finish(figure, height=280)
+    return finish(figure, height=280)
 
 
 def kept_share(solutions: DataFrame) -> go.Figure:
@@ -147,10 +147,10 @@ def kept_share(solutions: DataFrame) -> go.Figure:
             hovertemplate=f"{name}: %{{y:.1f}} % of %{{customdata}} solutions<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(title_text="of sampled, %", range=[0, 100])
-    return _finish(figure, height=280)
+    return finish(figure, height=280)
 
 
-def _finish(figure: go.Figure, height: int) -> go.Figure:
+def finish(figure: go.Figure, height: int) -> go.Figure:
     """What all charts share. `uirevision` keeps a zoom when the figure is drawn anew."""
     below = {"orientation": "h", "y": -0.22, "x": 0}
     above = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"}

@@ -133,6 +133,8 @@ class RunConfig(Section):
 
     model: str = Field(min_length=1)
     """The base model: a directory or a Hugging Face hub name."""
+    start: str | None = None
+    """Checkpoint that iteration 1 starts from, as a merge of another run; null starts from the base."""
     train_task: str = Field(min_length=1)
     """Task to improve on: a name, a directory with train.jsonl and test.jsonl. Its test split is ID."""
     eval_tasks: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()

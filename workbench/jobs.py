@@ -7,7 +7,7 @@ from typing import Literal
 
 from workbench.config import EngineConfig, EvaluateConfig, MergeConfig, SampleConfig, Section, SftConfig
 
-Kind = Literal["base", "sft", "merged"]
+Kind = Literal["base", "start", "sft", "merged"]
 
 
 class Checkpoint(Section):

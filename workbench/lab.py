@@ -13,7 +13,7 @@ from workbench.jobs import TaskSource
 from workbench.labdir import Export, LabConfig, LabDir, Point, Search
 from workbench.plan import checkpoint_path
 from workbench.processes import is_alive, start_detached
-from workbench.rundir import find_run, read_json, write_json
+from workbench.rundir import RunDir, find_run, read_json, write_json
 from workbench.tasks import tuning_split
 
 
@@ -30,11 +30,12 @@ def open_lab(root: Path, run_id: str, iteration: int) -> LabDir:
     if not (sft / "config.json").exists():
         raise ValueError(f"iteration {iteration} of {run_id} has no fine-tuned checkpoint yet")
     base = written["base"]["path"]
+    start = checkpoint_path(run, *start_of(config.method, iteration), base)
     return _set_up(
         LabDir(root / "labs" / f"{run_id}-i{iteration}"),
         LabConfig(
             base=base,
-            start=str(checkpoint_path(run, *start_of(config.method, iteration), base)),
+            start=config.start if iteration == 1 and config.start else str(start),
             sft=str(sft),
             id_task=TaskSource(task=config.train_task, datasets=config.datasets),
             ood_tasks=tuple(TaskSource(task=task, datasets=config.datasets) for task in config.eval_tasks),
@@ -62,6 +63,11 @@ def open_directories(root: Path, config: LabConfig) -> LabDir:
     absolute = {side: checkpoints.absolute_model(getattr(config, side)) for side in ("base", "start", "sft")}
     config = config.model_copy(update=absolute)
     return _set_up(LabDir(root / "labs" / f"lab-{sha256(config.model_dump_json().encode()).hexdigest()[:10]}"), config)
+
+
+def iterations(run: RunDir) -> list[int]:
+    """The iterations of a run that have a fine-tuned checkpoint."""
+    return [place.iteration for place in run.phases() if place.phase == "sft" and place.result.exists()]
 
 
 def _set_up(lab: LabDir, config: LabConfig) -> LabDir:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def check(config: RunConfig, root: Path) -> list[str]:
     problems = []
     for value, test in [
         (config.model, checkpoints.check_model),
+        *([(config.start, _check_start)] if config.start else []),
         (TaskSource(task=config.train_task, datasets=config.datasets), _check_train),
         *((TaskSource(task=t, datasets=config.datasets), _check_test) for t in config.eval_tasks),
         (root, _check_writable),
@@ -84,11 +86,29 @@ def resolved(config: RunConfig, root: Path) -> RunConfig:
     return config.model_copy(
         update={
             "model": checkpoints.absolute_model(config.model),
+            "start": checkpoints.absolute_model(config.start) if config.start else None,
             "train_task": tasks[config.train_task],
             "eval_tasks": tuple(tasks[name] for name in config.eval_tasks),
             "datasets": str(datasets),
         }
     )
+
+
+def continuation(root: Path, run_id: str, checkpoint: Path) -> RunConfig:
+    """The config of a run that goes on where another one stood, from a checkpoint such as a merge of it.
+
+    The base, tasks and settings are the same; the iterations count from 1 again.
+
+    Raises:
+        ValueError: no such run.
+    """
+    config = RunConfig.model_validate(read_json(find_run(root, run_id).config)["config"])
+    return config.model_copy(update={"start": str(checkpoint), "iterations": 1})
+
+
+def task_sources(names: Sequence[str], root: Path) -> list[TaskSource]:
+    """Tasks by name or path, looked for in the home's folder of data sets."""
+    return [TaskSource(task=_absolute(name), datasets=str(root / "datasets")) for name in names]
 
 
 def start_runner(run: RunDir) -> None:
@@ -154,6 +174,11 @@ def _status(status: str) -> dict[str, object]:
 def _absolute(task: str) -> str:
     """A task given as a path, made absolute; a name stays a name."""
     return str(Path(task).expanduser().absolute()) if Path(task).expanduser().exists() else task
+
+
+def _check_start(name: str) -> None:
+    if checkpoints.check_model(name) is None:
+        raise ValueError(f"start must be a local model directory, got {name!r}")
 
 
 def _check_train(source: TaskSource) -> None:

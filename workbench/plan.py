@@ -44,6 +44,8 @@ class _Jobs:
 
     def start(self, iteration: int) -> Checkpoint:
         """What an iteration samples from and fine-tunes."""
+        if iteration == 1 and self.config.start:
+            return Checkpoint(checkpoint_id=self.run.checkpoint_id(0, "start"), kind="start", path=self.config.start)
         return self.checkpoint(*start_of(self.config.method, iteration))
 
     def source(self, task: str) -> TaskSource:
@@ -83,9 +85,12 @@ class _Jobs:
         )
 
     def evaluate(self, iteration: int) -> EvaluateJob:
-        kinds = kinds_made(self.config.method) if iteration else ("base",)
+        if iteration:
+            found = [self.checkpoint(iteration, kind) for kind in kinds_made(self.config.method)]
+        else:
+            found = [self.checkpoint(0, "base"), *([self.start(1)] if self.config.start else [])]
         return EvaluateJob(
-            checkpoints=tuple(self.checkpoint(iteration, kind) for kind in kinds),
+            checkpoints=tuple(found),
             id_task=self.source(self.config.train_task),
             ood_tasks=tuple(self.source(task) for task in self.config.eval_tasks),
             iteration=iteration,

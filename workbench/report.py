@@ -13,7 +13,7 @@ from workbench.rundir import find_run, read_json
 
 def checkpoint_name(kind: str, iteration: int) -> str:
     """Base, SFT 1, Merge 1: as the paper calls them."""
-    return "Base" if kind == "base" else f"{'SFT' if kind == 'sft' else 'Merge'} {iteration}"
+    return kind.capitalize() if kind in ("base", "start") else f"{'SFT' if kind == 'sft' else 'Merge'} {iteration}"
 
 
 def summary(root: Path, run_id: str) -> dict[str, Any]:
@@ -84,8 +84,11 @@ def merge_lines(report: dict[str, Any]) -> list[str]:
         f"|delta| {report['delta_norm']:.4g}, after DARE {report['delta_norm_after_dare']:.4g}",
         f"|merged - base| {report['moved_from_base']:.4g}"
         + (f", expected {expected:.4g}" if (expected := report["moved_from_base_expected"]) is not None else ""),
-        f"rounded to the base's dtype: {100 * report['num_rounded'] / report['num_parameters']:.1f} % of the entries",
     ]
+    if "num_rounded" in report:  # not in reports of the first version
+        share = 100 * report["num_rounded"] / report["num_parameters"]
+        lines.append(f"rounded to the base's dtype: {share:.1f} % of the entries")
+        lines.append(f"{report['num_tensors_copied']} tensors copied as they are, {report['num_tensors_tied']} tied")
     lines += ["WARNING: identical to the base"] * report["identical_to_base"]
     lines += ["WARNING: identical to sft"] * report["identical_to_sft"]
     lines += [f"WARNING: {report['num_not_finite']} entries are NaN or infinite"] * bool(report["num_not_finite"])

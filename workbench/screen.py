@@ -10,6 +10,7 @@ import streamlit as st
 
 from workbench import launch
 from workbench.config import RunConfig, build_config, load_settings
+from workbench.report import merge_lines
 from workbench.rundir import RunDir, all_runs
 
 STATUS = {
@@ -69,6 +70,39 @@ def observed(runs: pd.DataFrame, home: Path) -> pd.DataFrame:
         for run_id, status, is_live in zip(runs["run_id"], runs["status"], live, strict=True)
     ]
     return runs.assign(status=status)
+
+
+def wait_for(file: Path, status: dict[str, Any], text: str) -> None:
+    """Say what is awaited; draw the page anew once the file is there."""
+    if file.exists():
+        st.rerun()
+    if status["error"]:
+        st.error(status["error"])
+    else:
+        st.info(text)
+
+
+def merge_report(report: dict[str, Any]) -> None:
+    """What a merge did, against what it should have done; alarms stand out."""
+    for line in merge_lines(report):
+        (st.warning if line.startswith("WARNING") else st.markdown)(line)
+    st.caption(f"sha256 {report['sha256']['model.safetensors']}")
+    st.json(report, expanded=False)
+
+
+def accuracies(evals: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies by merge and task in per cent, with n and interval."""
+    return pd.DataFrame(
+        {
+            "merge": evals["label"],
+            "task": evals["task"],
+            "domain": evals["domain"],
+            "accuracy, %": (100 * evals["accuracy"]).round(1),
+            "95 % from": (100 * evals["ci_low"]).round(1),
+            "to": (100 * evals["ci_high"]).round(1),
+            "n": evals["num_questions"],
+        }
+    )
 
 
 def short_model(model: str) -> str:

@@ -14,7 +14,7 @@ function figureOf(pair, merge, found) {
       { x: layers, y: low, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false },
       { x: layers, y: high, mode: "lines", line: { width: 0 }, fill: "tonexty", fillcolor: `${colour}33`,
         hoverinfo: "skip", showlegend: false },
-      { x: layers, y: mean, mode: "lines+markers", name: `merge ${name}`, line: { color: colour, width: 2 },
+      { x: layers, y: mean, mode: "lines+markers", name: `merge ${name}`, line: { color: colour, width: 2, dash: kind === "sft" ? "dash" : "solid" },
         customdata: found.alphas.map((alpha, n) => [2 * spread[n], alpha]),
         hovertemplate: `layer %{x}, ${name}: <b>%{y:.4g}</b> ± %{customdata[0]:.2g} over seeds` +
           ", alpha %{customdata[1]:.2f}<extra></extra>" },
