@@ -12,7 +12,10 @@ from workbench.labdir import BASE, SFT, Export, LabConfig, LabDir, Point, Search
 
 HOME = rundir.home()
 DB = rundir.store_path(HOME)
-BEGIN = {"alpha": 0.5, "drop_rate": 0.2, "seed": 0, "profile": "uniform", "points": [0.5] * 5, "towards": "base"}
+BEGIN = {
+    "alpha": 0.5, "drop_rate": 0.2, "seed": 0, "rule": "dare", "profile": "uniform", "points": [0.5] * 5,
+    "towards": "base",
+}  # fmt: skip
 
 
 def pick_lab() -> LabDir | None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import wait_until
+from tests.conftest import wait_for_end, wait_until
 from workbench import lab as labs
 from workbench import launch, store
 from workbench.config import MergeConfig
 from workbench.core.recipe import Recipe
 from workbench.events import read_lines
 from workbench.jobs import TaskSource
-from workbench.labdir import BASE, Export, LabConfig, LabDir, Point, Search, find_lab, point_id
+from workbench.labdir import BASE, Export, LabConfig, LabDir, Point, Search, find_lab, point_id, read_config
 from workbench.merging.files import merge_checkpoints
 from workbench.phases.search import next_merge
 from workbench.processes import end_group, is_alive
@@ -71,7 +71,12 @@ def test_points_search_export_and_store(lab, home, tmp_path):
     assert store.merges_frame(store_path(home), lab.lab_id).equals(before)
     # A run that goes on from the merge.
     config = launch.continuation(home, lab.lab_id.removesuffix("-i1"), out)
-    assert config.start == str(out) and launch.check(config, home) == []
+    run_id = launch.launch(config, home)
+    assert wait_for_end(home, run_id)[0] == "done"
+    scores = store.evals_frame(store_path(home), run_id)
+    assert list(dict.fromkeys(scores["kind"])) == ["base", "start", "sft", "merged"]
+    assert read_config(labs.open_lab(home, run_id, 1)).start == str(out)
+    end_group(labs.open_lab(home, run_id, 1), 5)
 
 
 def test_a_killed_lab_goes_on_and_a_cancelled_request_ends(lab):

@@ -45,8 +45,8 @@ def merge_lab(pair: dict[str, Any], pair_id: str, merge: dict[str, Any], key: st
     """Sliders over the curves of a pair of checkpoints; the merge that they were last left at.
 
     pair: moments (one list of six sums per tensor), layers (of each tensor, or None), change (by layer,
-    |sft - start|), ceiling (a distance the axis must reach). merge: alpha, drop_rate, seed, profile,
-    points, towards to begin with.
+    |sft - start|), ceiling (a distance the axis must reach). merge: alpha, drop_rate, seed, rule,
+    profile, points, towards to begin with.
     """
     data = {"pair": pair, "pair_id": pair_id, "merge": merge, "plotly": PLOTLY}
     plain = merge | {"points": merge["points"] if merge["profile"] == "points" else []}

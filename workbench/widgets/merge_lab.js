@@ -1,4 +1,6 @@
 // Sliders for alpha, p and seed whose curves follow the drag in the browser; a release is told to Python.
+const ELSEWHERE = "These curves are DARE's. How far this rule goes depends on the weights one by one: " +
+  "its report says it once the merge is written.";
 const COLOURS = { base: "#0072B2", sft: "#D55E00" };
 
 function figureOf(pair, merge, found) {
@@ -54,11 +56,11 @@ export default async function (component) {
   const points = root.querySelector(".points");
 
   function show() {
-    for (const name of ["alpha", "drop_rate", "seed", "profile", "towards"]) find(name).value = merge[name];
+    for (const name of ["alpha", "drop_rate", "seed", "rule", "profile", "towards"]) find(name).value = merge[name];
     root.querySelector("output[for=alpha]").textContent = Number(merge.alpha).toFixed(2);
     root.querySelector("output[for=drop_rate]").textContent = Number(merge.drop_rate).toFixed(2);
     points.hidden = merge.profile !== "points";
-    find("alpha").disabled = false;
+    find("drop_rate").disabled = merge.rule === "slerp";
   }
 
   let asked = false;
@@ -68,7 +70,7 @@ export default async function (component) {
     requestAnimationFrame(() => {
       asked = false;
       const found = curves(data.pair, merge);
-      root.querySelector(".totals").innerHTML = totals(found);
+      root.querySelector(".totals").innerHTML = merge.rule === "dare" ? totals(found) : ELSEWHERE;
       draw(root.querySelector(".workbench-chart"), figureOf(data.pair, merge, found), "merge-distance", data.plotly);
     });
   }
@@ -77,6 +79,7 @@ export default async function (component) {
     merge.alpha = Number(find("alpha").value);
     merge.drop_rate = Number(find("drop_rate").value);
     merge.seed = Math.max(0, Math.round(Number(find("seed").value) || 0));
+    merge.rule = find("rule").value;
     merge.profile = find("profile").value;
     merge.towards = find("towards").value;
     merge.points = [...points.querySelectorAll("input")].map((input) => Number(input.value));
@@ -96,7 +99,11 @@ export default async function (component) {
   root.oninput = read;
   root.onchange = () => {
     read();
-    setStateValue("merge", { ...merge, points: merge.profile === "points" ? merge.points : [] });
+    setStateValue("merge", {
+      ...merge,
+      drop_rate: merge.rule === "slerp" ? 0 : merge.drop_rate,
+      points: merge.profile === "points" ? merge.points : [],
+    });
   };
   show();
   await loadPlotly(data.plotly);

@@ -61,6 +61,10 @@ function plotConfig(name, url) {
 // Draw into an element, or change what is drawn there; a zoom stays while `uirevision` does.
 async function draw(element, figure, name, url) {
   await loadPlotly(url);
-  element.plotConfig ??= plotConfig(name, url);  // another object would count as a change and begin anew
+  if (!element.plotConfig) {
+    element.plotConfig = plotConfig(name, url); // another object would count as a change and begin anew
+    // A chart drawn in a hidden tab has no width until it is shown.
+    new ResizeObserver(() => element.offsetWidth && window.Plotly.Plots.resize(element)).observe(element);
+  }
   return window.Plotly.react(element, figure.data, inTheme(figure.layout, element), element.plotConfig);
 }
