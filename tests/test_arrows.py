@@ -27,6 +27,7 @@ MAY = {
         "lab",
         "labdir",
         "place",
+        "processes",
         "store",
     },
     "pocket": {"pocket", "core"},

@@ -112,6 +112,17 @@ def test_what_goes_wrong_is_said_and_ends_nothing(lab, home, tmp_path):
     assert usable == [] and "has only a test split, and settings are not chosen on that" in remarks[0]
 
 
+def test_checkpoints_that_cannot_be_read_are_said(finished_run, home):
+    copy = home / "runs" / finished_run.run_id
+    shutil.copytree(finished_run.path, copy)
+    weights = copy / "iteration_1" / "sft" / "checkpoint" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    lab = labs.open_lab(home, finished_run.run_id, 1)
+    wait_until(lambda: labs.observed(lab)["error"] is not None, 60)
+    assert "model.safetensors is truncated" in labs.observed(lab)["error"]
+    end_group(lab, 5)
+
+
 def test_a_search_repeats_itself_and_tries_nothing_twice():
     points = []
     for n in range(8):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import plotly.graph_objects as go
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from plotly.subplots import make_subplots
 
 from workbench.charts import COLOURS, GREY, finish
@@ -34,8 +34,8 @@ def surface(table: DataFrame) -> go.Figure:
         detail = [_detail(group, key) for _, group in places]
         figure.add_scatter(
             x=[alpha for alpha, _ in mean.index], y=[p for _, p in mean.index], mode="markers+text",
-            text=[f"{100 * value:.0f}" for value in mean], textfont={"size": 11, "color": "white"},
-            marker={"size": 30, "symbol": "square", "color": list(100 * mean), "coloraxis": f"coloraxis{column}",
+            text=[_mark(group[key]) for _, group in places], textfont={"size": 11, "color": "white"},
+            marker={"size": 32, "symbol": "square", "color": list(100 * mean), "coloraxis": f"coloraxis{column}",
                     "line": {"color": "white", "width": 1}},
             customdata=detail, hovertemplate="%{customdata}<extra></extra>", showlegend=False, row=1, col=column,
         )  # fmt: skip
@@ -48,6 +48,12 @@ def surface(table: DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="alpha (1 is the base)", range=[-0.05, 1.05])
     figure.update_yaxes(title_text="p, share dropped", range=[-0.05, 1.05], col=1)
     return finish(figure, height=400)
+
+
+def _mark(values: Series) -> str:
+    """Mean accuracy in per cent; of several seeds with their standard deviation below."""
+    spread = f"<br>±{100 * values.std():.1f}" if len(values) > 1 else ""
+    return f"{100 * values.mean():.0f}{spread}"
 
 
 def _detail(group: DataFrame, key: str) -> str:

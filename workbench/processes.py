@@ -71,7 +71,10 @@ def is_alive(place: Workplace) -> bool:
 
 def end_group(place: Workplace, timeout_s: float) -> None:
     """Ask the process to end, and after `timeout_s` end its whole group."""
-    group = read_json(place.process)["pid"]
+    process = read_json(place.process)
+    if process is None:
+        return
+    group = process["pid"]
     if is_alive(place):
         os.kill(group, signal.SIGTERM)
     deadline = time.time() + timeout_s

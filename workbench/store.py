@@ -102,15 +102,23 @@ def query(db: Path, sql: str, parameters: list[Any] | None = None) -> DataFrame:
         ValueError: not valid SQL, or it would write.
     """
     if not db.exists():
-        db.parent.mkdir(parents=True, exist_ok=True)
-        with connect(db, read_only=False) as connection:
-            connection.execute(SCHEMA)
-    with connect(db, read_only=True) as connection:
-        connection.execute("SET enable_external_access = false")
-        try:
-            return connection.execute(sql, parameters or []).df()
-        except duckdb.Error as error:
-            raise ValueError(str(error)) from error
+        _create_tables(db)
+    for is_last in (False, True):
+        with connect(db, read_only=True) as connection:
+            connection.execute("SET enable_external_access = false")
+            try:
+                return connection.execute(sql, parameters or []).df()
+            except duckdb.Error as error:
+                if is_last or not isinstance(error, duckdb.CatalogException):
+                    raise ValueError(str(error)) from error
+        _create_tables(db)  # a store of an older version lacks the newer tables
+
+
+def _create_tables(db: Path) -> None:
+    """Make the tables that are not there."""
+    db.parent.mkdir(parents=True, exist_ok=True)
+    with connect(db, read_only=False) as connection:
+        connection.execute(SCHEMA)
 
 
 def runs_frame(db: Path) -> DataFrame:

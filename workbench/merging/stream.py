@@ -128,7 +128,7 @@ def merged_parts(models: Models, recipes: Sequence[Recipe], *, threads: int | No
 def merged_tensors(models: Models, recipe: Recipe, *, threads: int | None = None) -> Iterator[tuple[Entry, NDArray]]:
     """Each tensor of the merged model in memory, one after the other: for an engine, with no file in between.
 
-    Flat arrays in the base's type (bytes, for a tensor that is copied); the same numbers as go to a file.
+    Flat arrays in the base's type; the same numbers as go to a file. Tensors of whole numbers are not among them.
     """
     parts: list[NDArray] = []
     for part in merged_parts(models, [recipe], threads=threads):
@@ -136,8 +136,6 @@ def merged_tensors(models: Models, recipe: Recipe, *, threads: int | None = None
         if part.is_last:
             yield part.entry, np.concatenate(parts)
             parts = []
-    for entry in models.copied:
-        yield entry, np.frombuffer(models.sft.buffer(entry.name), np.uint8)
 
 
 def pair_moments(models: Models, *, threads: int | None = None) -> dict[str, NDArray]:

@@ -6,6 +6,7 @@ while, or when a run wants the machine. Run as `python -m workbench.phases.sweep
 """
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from workbench.phases.batches import batches_by_length
 from workbench.phases.sample import draw_questions
 from workbench.phases.search import next_merge
 from workbench.place import is_taken, spare_threads, take_place
+from workbench.processes import record_process
 from workbench.rundir import read_json, store_path, write_json
 from workbench.tasks import LoadedTask, load_questions
 
@@ -99,7 +101,7 @@ class Sweep:
         """The sums of every tensor of the pair, in one pass."""
         found = pair_moments(self.models)
         change = weight_change(found)
-        moved = [float(sums[0] + 2 * sums[1] + sums[2]) ** 0.5 for sums in found.values()]
+        moved = [max(0.0, float(sums[0] + 2 * sums[1] + sums[2])) ** 0.5 for sums in found.values()]
         layers = [layer_of(name) for name in found]
         ceiling = [sum(m for m, n in zip(moved, layers, strict=True) if n == layer) for layer in range(len(change))]
         write_json(
@@ -241,7 +243,13 @@ def main() -> None:
     while True:
         try:
             with FileLock(lab.path / ".lab.lock", timeout=5):
-                Sweep(lab).run()
+                record_process(lab, os.getpid())  # of two that were started at once, the one that works
+                try:
+                    Sweep(lab).run()
+                except (ValueError, OSError) as error:  # the checkpoints cannot be read
+                    logger.exception("the lab failed")
+                    write_json(lab.status, (read_json(lab.status) or {}) | {"doing": None, "error": str(error)})
+                    return
                 # From here on `wake` starts another process; what was asked for just before is ours.
                 lab.process.unlink(missing_ok=True)
         except Timeout:
