@@ -7,8 +7,8 @@ import streamlit as st
 
 from workbench import lab as labs
 from workbench import launch, merge_charts, merges, rundir, screen, store, widgets
-from workbench.config import merge_config
 from workbench.labdir import BASE, SFT, Export, LabConfig, LabDir, Point, Search, label, point_id, read_config
+from workbench.settings import merge_config
 
 HOME = rundir.home()
 DB = rundir.store_path(HOME)
@@ -43,7 +43,9 @@ def pick_lab() -> LabDir | None:
 
 def sliders(lab: LabDir, pair: dict) -> dict:
     """The merge that the sliders were last left at."""
-    return widgets.merge_lab(pair, lab.lab_id, BEGIN, key=f"lab-{lab.lab_id}")
+    return widgets.merge_lab(
+        pair | {"importance": labs.layer_importance(lab)}, lab.lab_id, BEGIN, key=f"lab-{lab.lab_id}"
+    )
 
 
 def measure(lab: LabDir, chosen: dict) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import streamlit as st
 
 from workbench import launch, rundir, screen
-from workbench.config import RunConfig, command, preset_names
+from workbench.config import RunConfig
+from workbench.settings import command, preset_names
 from workbench.tasks import TASKS
 
 HOME = rundir.home()

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from workbench import launch
-from workbench.config import RunConfig, build_config, load_settings
+from workbench.config import RunConfig
 from workbench.rundir import RunDir, find_run
+from workbench.settings import build_config, load_settings
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ROOT.parent / "shared" / "datasets"
@@ -23,6 +24,7 @@ SMALL = {
     "evaluate.max_new_tokens": 40,
     "sft.save_every_steps": 2,
     "sft.batch_size": 4,
+    "analyze.num_examples": 16,
 }
 """A pocket run of one iteration that takes some seconds a phase."""
 

@@ -8,16 +8,22 @@ import pytest
 
 from tests.conftest import ROOT
 
-FREE = {"config", "rundir", "events"}
+FREE = {"config", "settings", "rundir", "events"}
 MAY = {
     "core": {"core"},
     "tasks": {"tasks", "core", "jobs", "rundir"},
     "engines": {"engines", "core", "config"},
     "labdir": {"jobs"},
-    "lab": {"labdir", "core", "checkpoints", "jobs", "plan", "processes", "tasks"},
+    "lab": {"analysis", "labdir", "core", "checkpoints", "jobs", "plan", "processes", "tasks"},
     "merging": {"merging", "core", "checkpoints", "labdir"},
+    "examples": {"core"},
+    "analysis": {"analysis", "core", "checkpoints", "examples", "merging"},
+    "comparisons": {"checkpoints", "examples", "ingest", "jobs", "place", "processes", "tasks"},
+    "layer_charts": {"charts", "core"},
     "phases": {
         "phases",
+        "analysis",
+        "examples",
         "core",
         "tasks",
         "engines",
@@ -33,6 +39,7 @@ MAY = {
     "pocket": {"pocket", "core"},
     "checkpoints": set(),
     "config": set(),
+    "settings": set(),
     "rundir": set(),
     "events": set(),
     "jobs": set(),
@@ -41,7 +48,7 @@ MAY = {
     "charts": set(),
     "processes": set(),
     "place": {"processes"},
-    "launch": {"core", "checkpoints", "jobs", "tasks", "processes"},
+    "launch": {"core", "checkpoints", "examples", "jobs", "tasks", "processes"},
     "plan": {"core", "jobs"},
     "runner": {"plan", "place", "checkpoints", "jobs", "launch", "store", "processes"},
     "screen": {"launch", "report"},
@@ -75,14 +82,45 @@ def test_arrows(part):
 def test_pages_draw_and_ask_only(page):
     assert (
         imported(page)
-        <= {"store", "charts", "launch", "screen", "tasks", "widgets", "lab", "labdir", "merges", "merge_charts"} | FREE
+        <= {
+            "store",
+            "charts",
+            "launch",
+            "screen",
+            "tasks",
+            "widgets",
+            "lab",
+            "labdir",
+            "merges",
+            "merge_charts",
+            "layer_charts",
+            "comparisons",
+        }
+        | FREE
     )
     assert not any(isinstance(node, ast.Try) for node in ast.walk(ast.parse(page.read_text())))
 
 
 @pytest.mark.parametrize(
     "module",
-    ["store", "charts", "launch", "config", "screen", "runner", "cli", "report", "terminal", "lab", "merge_charts"],
+    [
+        "store",
+        "charts",
+        "launch",
+        "config",
+        "screen",
+        "runner",
+        "cli",
+        "report",
+        "terminal",
+        "lab",
+        "merge_charts",
+        "layer_charts",
+        "comparisons",
+        "analysis.index",
+        "analysis.change",
+        "layers_cli",
+    ],
 )
 def test_the_screens_side_never_loads_torch(module):
     probe = f"import workbench.{module}, sys; sys.exit(bool({{'torch', 'transformers', 'vllm'}} & sys.modules.keys()))"

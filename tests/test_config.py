@@ -5,7 +5,15 @@ import shlex
 
 import pytest
 
-from workbench.config import ConfigError, build_config, command, load_settings, parse_assignments, preset_names, setting
+from workbench.settings import (
+    ConfigError,
+    build_config,
+    command,
+    load_settings,
+    parse_assignments,
+    preset_names,
+    setting,
+)
 
 POCKET = load_settings("pocket")
 

@@ -4,9 +4,9 @@ import pytest
 
 from tests.conftest import wait_for_end
 from workbench import launch, store
-from workbench.config import build_config, load_settings
 from workbench.core.statistics import paired_difference
 from workbench.rundir import store_path
+from workbench.settings import build_config, load_settings
 
 pytestmark = pytest.mark.slow
 LAST = 3

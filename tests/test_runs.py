@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import small_config, wait_for_end, wait_until
 from workbench import launch, store
-from workbench.config import build_config
 from workbench.rundir import find_run, read_json, store_path, write_json
+from workbench.settings import build_config
 
 
 def final_table(run):

@@ -24,6 +24,9 @@ KEYS = {
     "solutions": "run_id, iteration, question_id, sample",
     "outcomes": "run_id, checkpoint_id, task, question_id, sample",
     "evals": "run_id, checkpoint_id, task",
+    "importance": "run_id, iteration, text_set, layer, module",
+    "weight_change": "run_id, checkpoint_id, compared_to, layer, module",
+    "superficiality": "run_id, checkpoint_id, compared_to, text_set",
 }
 
 OF_LABS = ("labs", "merge_evals", "merge_outcomes")

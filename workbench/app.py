@@ -13,5 +13,6 @@ st.navigation(
         st.Page(PAGES / "new_run.py", title="New run", url_path="new"),
         st.Page(PAGES / "live.py", title="Live run", url_path="live"),
         st.Page(PAGES / "merge.py", title="Merge", url_path="merge"),
+        st.Page(PAGES / "layers.py", title="Layers", url_path="layers"),
     ]
 ).run()

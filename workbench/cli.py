@@ -15,14 +15,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from workbench import launch as launching
-from workbench import rundir
-from workbench.config import build_config, load_settings, merge_config, parse_assignments
+from workbench import layers_cli, rundir
+from workbench.settings import build_config, load_settings, merge_config, parse_assignments
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 store_app = typer.Typer(no_args_is_help=True, help="The DuckDB store of runs.")
 pocket_app = typer.Typer(no_args_is_help=True, help="The pocket model and tasks.")
 app.add_typer(store_app, name="store")
 app.add_typer(pocket_app, name="pocket")
+app.add_typer(layers_cli.app, name="layers")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -35,7 +36,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        err.print(f"Error: {error}", style="red", markup=False)
+        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -124,17 +125,22 @@ def merge(
     alpha: Annotated[float, typer.Option(help="Weight of the base, 0 to 1.")] = 0.5,
     drop_rate: Annotated[float, typer.Option(help="DARE p, 0 up to but not 1.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Fixes which changes are dropped.")] = 0,
+    measured: Annotated[
+        Path | None, typer.Option("--importance", help="For --set profile=importance: `layers importance --out`.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Another setting of the merge, as in --set rule=ties.")
     ] = None,
 ) -> None:
     """alpha * base + (1 - alpha) * (start + dare(sft - start)), written as a model directory."""
+    from workbench.analysis.index import measured_importance
     from workbench.merging.files import merge_checkpoints
     from workbench.merging.stream import open_models, recipe_for
     from workbench.report import merge_lines
 
     config = merge_config({"alpha": alpha, "drop_rate": drop_rate} | parse_assignments(settings or []))
-    recipe = recipe_for(open_models(base, start or base, sft), config, seed)
+    importance = measured_importance(measured) if measured else None
+    recipe = recipe_for(open_models(base, start or base, sft), config, seed, importance)
     with Progress(console=err, disable=not err.is_terminal) as progress:
         bar = progress.add_task("merging", total=None)
         report = merge_checkpoints(

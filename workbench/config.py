@@ -1,31 +1,10 @@
-"""The settings of one run: frozen pydantic models, TOML or JSON in, JSON out, unknown keys refused."""
+"""The settings of one run: frozen pydantic models that refuse unknown keys. `settings` reads and explains them."""
 
-import json
-import shlex
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-PRESETS = Path(__file__).parent / "presets"
 Method = Literal["vanilla", "imm"]
-
-SHORT_NAMES = {
-    "alpha": "merge.alpha",
-    "drop_rate": "merge.drop_rate",
-    "temperatures": "sample.temperatures",
-    "num_samples": "sample.num_samples",
-    "epochs": "sft.epochs",
-    "learning_rate": "sft.learning_rate",
-    "eval_questions": "evaluate.num_questions",
-}
-"""Plain names that `--set` accepts for settings that live in a section."""
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message names it, its value and the allowed range."""
 
 
 def _as_list(value: Any) -> Any:
@@ -37,9 +16,6 @@ def _as_list(value: Any) -> Any:
 
 class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A frozen group of settings that refuses unknown keys, NaN and infinity."""
-
-
-Checked = TypeVar("Checked", bound=Section)
 
 
 class SampleConfig(Section):
@@ -94,8 +70,9 @@ class MergeConfig(Section):
     the arc (slerp); plain linear merging is dare with drop_rate 0."""
     towards: Literal["base", "start"] = "base"
     """What alpha weights: the base (the paper), or the checkpoint the iteration started from."""
-    profile: Literal["uniform", "points", "inverse_change"] = "uniform"
-    """alpha of each layer: the same, as `points` say, or inversely to how far the layer moved."""
+    profile: Literal["uniform", "points", "importance", "inverse_change"] = "uniform"
+    """alpha of each layer: the same, as `points` say, in proportion to its importance for reasoning, or inversely
+    to how far it moved."""
     points: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_list)] = ()
     """Alphas at even distances from the first layer to the last (profile points); two make a ramp."""
     modules: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
@@ -117,6 +94,31 @@ class EvaluateConfig(Section):
     """Questions per task, the first ones of its test split; null takes all."""
     max_new_tokens: int = Field(512, ge=1)
     """Longest answer, in tokens."""
+
+
+class AnalyzeConfig(Section):
+    """How layers are analysed: importance for a reasoning set and for plain text, against weight change."""
+
+    enabled: bool = True
+    """Whether every iteration is analysed."""
+    task: str | None = None
+    """Task whose worked solutions are the reasoning set; null takes the train task."""
+    text: str | None = None
+    """Plain text to hold against it: a file or a hub text set; null takes the text that is shipped."""
+    num_examples: int = Field(128, ge=2)
+    """Examples of each set (not in the paper)."""
+    batch_size: int = Field(8, ge=1)
+    """Examples per forward and backward pass."""
+    max_length: int = Field(1024, ge=16)
+    """Solutions longer than this (prompt and response, in tokens) are left out, texts are cut."""
+    gradients: Literal["accumulated", "per_batch"] = "accumulated"
+    """accumulated over the set before the absolute value (paper, Eq. 3), or the mean of each batch's."""
+    order: Literal["first", "second"] = "first"
+    """first: |g W| (paper, Eq. 3); second: with the Fisher term of its Eq. 2."""
+    replicates: int = Field(400, ge=20)
+    """Bootstrap draws behind the intervals."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto takes the checkpoint's on a GPU and float32 on a CPU."""
 
 
 class EngineConfig(Section):
@@ -155,6 +157,7 @@ class RunConfig(Section):
     sft: SftConfig = SftConfig()
     merge: MergeConfig = MergeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    analyze: AnalyzeConfig = AnalyzeConfig()
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
@@ -166,108 +169,3 @@ class RunConfig(Section):
         if len(set(self.eval_tasks)) < len(self.eval_tasks):
             raise ValueError(f"eval_tasks names a task twice: {', '.join(self.eval_tasks)}")
         return self
-
-
-def preset_names() -> list[str]:
-    """The presets shipped with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
-def load_settings(source: str | Path) -> dict[str, Any]:
-    """The settings in a preset (by name), or in a TOML or JSON file.
-
-    Raises:
-        ConfigError: no such preset or file, or not valid TOML or JSON.
-    """
-    path = PRESETS / f"{source}.toml" if str(source) in preset_names() else Path(source)
-    if not path.is_file():
-        raise ConfigError(f"no preset or file {str(source)!r}; presets are: {', '.join(preset_names())}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts to settings; a value is JSON where it parses as such, else text.
-
-    Raises:
-        ConfigError: an assignment without `=`.
-    """
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set wants key=value, got {assignment!r}")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        settings[key.strip()] = value
-    return settings
-
-
-def build_config(settings: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> RunConfig:
-    """A checked config from settings and changes under short or dotted names.
-
-    Raises:
-        ConfigError: naming every setting that is wrong.
-    """
-    nested = json.loads(json.dumps(settings))
-    for name, value in (changes or {}).items():
-        *sections, last = SHORT_NAMES.get(name, name).split(".")
-        target = nested
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"{name} is not a setting: {section} has no parts")
-        target[last] = value
-    return _validated(RunConfig, nested)
-
-
-def merge_config(settings: Mapping[str, Any]) -> MergeConfig:
-    """The checked settings of one merge.
-
-    Raises:
-        ConfigError: naming every setting that is wrong.
-    """
-    return _validated(MergeConfig, settings)
-
-
-def _validated(section: type[Checked], settings: Mapping[str, Any]) -> Checked:
-    try:
-        return section.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(section, e) for e in error.errors())) from error
-
-
-def _explain(section: type[Section], error: Mapping[str, Any]) -> str:
-    """One pydantic error as a sentence with the setting's name and value."""
-    name = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        return f"unknown setting {name!r}; known here: {', '.join(section.model_fields)}"
-    if error["type"] == "missing":
-        return f"{name} is required"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}, got {error['input']!r}" if name else message
-
-
-def setting(config: RunConfig, name: str) -> Any:
-    """The value of a setting under its short or dotted name, as JSON would have it."""
-    value: Any = config.model_dump(mode="json")
-    for part in SHORT_NAMES.get(name, name).split("."):
-        value = value[part]
-    return value
-
-
-def command(preset: str, config: RunConfig, names: Sequence[str]) -> str:
-    """The `workbench run` command for a preset with those of `names` set in which the config differs."""
-    shipped = build_config(load_settings(preset))
-    words = ["workbench", "run", "--preset", preset]
-    for name in names:
-        if (value := setting(config, name)) != setting(shipped, name):
-            words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)

@@ -134,8 +134,21 @@ def _read_phase(batch: Batch, run: RunDir, place: PhaseDir, status: Row) -> None
     batch.rows["phases"].append(_phase_row(key, place, result, events, status))
     if result and place.phase in MADE_BY:
         batch.rows["checkpoints"].append(_checkpoint_row(run, place, result))
+    if result and place.phase == "analyze":
+        for table, rows in analysis_rows(result["summary"]).items():
+            batch.rows[table] += [key | row for row in rows]
     if result:
         batch.offsets[finished] = 1
+
+
+def analysis_rows(found: Row) -> dict[str, list[Row]]:
+    """What phase `analyze` found, as rows of the tables importance, weight_change and superficiality."""
+    counts = {about["text_set"]: about["num_examples"] for about in found["sets"]}
+    return {
+        "importance": [row | {"num_examples": counts[row["text_set"]]} for row in found["importance"]],
+        "weight_change": [row | {"layer": -1 if row["layer"] is None else row["layer"]} for row in found["changes"]],
+        "superficiality": [row | {"num_examples": counts.get(row["text_set"])} for row in found["indices"]],
+    }
 
 
 def _read_events(batch: Batch, key: Row, place: PhaseDir, events: list[Row]) -> None:

@@ -5,7 +5,7 @@ Model paths are local directories. Nothing here imports torch: the runner and th
 
 from typing import Literal
 
-from workbench.config import EngineConfig, EvaluateConfig, MergeConfig, SampleConfig, Section, SftConfig
+from workbench.config import AnalyzeConfig, EngineConfig, EvaluateConfig, MergeConfig, SampleConfig, Section, SftConfig
 
 Kind = Literal["base", "start", "sft", "merged"]
 
@@ -49,6 +49,23 @@ class SftJob(Section):
     threads: int
 
 
+class AnalyzeJob(Section):
+    """Importance of `start`'s layers, and weight change of each checkpoint from `base` and `start`."""
+
+    base: Checkpoint
+    start: Checkpoint
+    checkpoints: tuple[Checkpoint, ...]
+    reasoning: TaskSource | None = None
+    solutions: tuple[str, ...] = ()
+    """Sampled solutions, taken where the reasoning task has no worked ones."""
+    text: str | None = None
+    base_importance: str | None = None
+    """Directory where the importance of `base` was measured, where it is not `start`."""
+    analyze: AnalyzeConfig
+    seed: int
+    threads: int
+
+
 class MergeJob(Section):
     """Merge `sft` back: alpha * base + (1 - alpha) * (start + dare(sft - start))."""
 
@@ -59,6 +76,9 @@ class MergeJob(Section):
     seed: int
     iteration: int
     threads: int
+    analyze: AnalyzeJob | None = None
+    """With alpha by importance: how the start's is measured, and where it is kept for phase analyze."""
+    importance: str | None = None
 
 
 class EvaluateJob(Section):

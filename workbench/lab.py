@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench import checkpoints
+from workbench.analysis.index import measured_importance
 from workbench.config import RunConfig
 from workbench.core.methods import start_of
 from workbench.events import append_lines, read_lines
 from workbench.jobs import TaskSource
-from workbench.labdir import Export, LabConfig, LabDir, Point, Search
+from workbench.labdir import Export, LabConfig, LabDir, Point, Search, read_config
 from workbench.plan import checkpoint_path
 from workbench.processes import is_alive, start_detached
 from workbench.rundir import RunDir, find_run, read_json, write_json
@@ -88,6 +89,15 @@ def tuning_tasks(config: LabConfig) -> tuple[list[tuple[str, TaskSource, str]], 
         except ValueError as error:
             remarks.append(str(error))
     return usable, remarks
+
+
+def layer_importance(lab: LabDir) -> list[float] | None:
+    """The importance of the start's layers for reasoning, once the run's phase analyze has measured it."""
+    config = read_config(lab)
+    if config.run_id is None:
+        return None
+    place = RunDir(lab.path.parents[1] / "runs" / config.run_id).phase(config.iteration, "analyze")
+    return measured_importance(place.path)
 
 
 def ask(lab: LabDir, *requests: Point | Search | Export) -> None:

@@ -130,6 +130,7 @@ def label(merge: MergeConfig, seed: int | None = None) -> str:
     if merge.profile == "points":
         words[0] = "alpha " + " ".join(f"{point:g}" for point in merge.points)
     words += [merge.rule] if merge.rule != "dare" else []
+    words += ["alpha by importance"] if merge.profile == "importance" else []
     words += ["alpha by inverse change"] if merge.profile == "inverse_change" else []
     words += ["towards start"] if merge.towards == "start" else []
     words += [f"{module} x {factor:g}" for module, factor in sorted(merge.modules.items())]

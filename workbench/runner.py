@@ -52,8 +52,7 @@ class Runner:
             self.note("queued")
             with take_place(self.root, read_json(self.run.status)["since"], self.run.run_id):
                 self.note("running")
-                for place, job in plan(self.run, self.config, self.base(), self.threads):
-                    self.run_phase(place, job)
+                self.run_phases()
             self.note("done")
         except Stopped:
             self.note("stopped", self.where())
@@ -66,6 +65,25 @@ class Runner:
             self.note("failed", self.where(), f"{type(error).__name__}: {error}")
             return 1
         return 0
+
+    def run_phases(self) -> None:
+        """Every phase that is not done. No later phase needs an analysis: if one fails, that is said at the end.
+
+        Raises:
+            PhaseFailed: a phase ended without its result.
+        """
+        failed: tuple[PhaseDir, PhaseFailed] | None = None
+        for place, job in plan(self.run, self.config, self.base(), self.threads):
+            try:
+                self.run_phase(place, job)
+            except PhaseFailed as error:
+                if place.phase != "analyze":
+                    raise
+                logger.warning("%s", error)
+                failed = (place, error)
+        if failed:
+            self.note("running", failed[0])
+            raise PhaseFailed(f"Everything but an analysis is done. {failed[1]}")
 
     def base(self) -> str:
         """The base model's directory, fetched from the hub if need be; what it is goes into the config."""

@@ -106,6 +106,54 @@ CREATE TABLE IF NOT EXISTS evals (
     PRIMARY KEY (run_id, checkpoint_id, task)
 );
 
+CREATE TABLE IF NOT EXISTS importance (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    checkpoint_id VARCHAR NOT NULL,              -- whose layers these are: the iteration's start
+    text_set      VARCHAR NOT NULL,              -- reasoning, plain
+    layer         INTEGER NOT NULL,              -- from 0
+    module        VARCHAR NOT NULL,              -- all: the whole layer
+    importance    DOUBLE NOT NULL,               -- sum over weights of |g W| (paper, Eq. 3)
+    ci_low        DOUBLE NOT NULL,               -- bootstrap over examples, 95 %
+    ci_high       DOUBLE NOT NULL,
+    share         DOUBLE NOT NULL,               -- of the module's sum over layers
+    share_low     DOUBLE NOT NULL,
+    share_high    DOUBLE NOT NULL,
+    num_examples  INTEGER NOT NULL,
+    PRIMARY KEY (run_id, iteration, text_set, layer, module)
+);
+
+CREATE TABLE IF NOT EXISTS weight_change (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    checkpoint_id VARCHAR NOT NULL,
+    kind          VARCHAR NOT NULL,              -- sft, merged
+    compared_to   VARCHAR NOT NULL,              -- base, start
+    layer         INTEGER NOT NULL,              -- from 0; -1: embeddings, norms, biases, head
+    module        VARCHAR NOT NULL,              -- all: the whole layer
+    change        DOUBLE NOT NULL,               -- Frobenius, summed over weights (paper, Eq. 4)
+    norm          DOUBLE NOT NULL,               -- the same of what it is compared to
+    PRIMARY KEY (run_id, checkpoint_id, compared_to, layer, module)
+);
+
+CREATE TABLE IF NOT EXISTS superficiality (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    checkpoint_id VARCHAR NOT NULL,
+    kind          VARCHAR NOT NULL,
+    compared_to   VARCHAR NOT NULL,
+    text_set      VARCHAR NOT NULL,
+    value         DOUBLE,                        -- rank correlation of importance and change over layers
+    ci_low        DOUBLE,                        -- bootstrap over examples and layers, 95 %
+    ci_high       DOUBLE,
+    p_value       DOUBLE,                        -- permutation of layers, two-sided
+    num_layers    INTEGER NOT NULL,
+    num_examples  INTEGER,
+    is_sure       BOOLEAN NOT NULL,              -- the interval leaves zero out, and p < 0.05
+    verdict       VARCHAR NOT NULL,              -- in plain words
+    PRIMARY KEY (run_id, checkpoint_id, compared_to, text_set)
+);
+
 CREATE TABLE IF NOT EXISTS labs (
     lab_id        VARCHAR PRIMARY KEY,
     run_id        VARCHAR,                       -- null: opened on directories

@@ -9,9 +9,10 @@ import pandas as pd
 import streamlit as st
 
 from workbench import launch
-from workbench.config import RunConfig, build_config, load_settings
+from workbench.config import RunConfig
 from workbench.report import merge_lines
 from workbench.rundir import RunDir, all_runs
+from workbench.settings import build_config, load_settings
 
 STATUS = {
     "queued": "○ queued",

@@ -217,3 +217,45 @@ def merge_outcomes_frame(db: Path, lab_id: str, point_ids: Sequence[str], split:
         """,
         [lab_id, split, list(point_ids)],
     )
+
+
+def importance_frame(db: Path, run_id: str) -> DataFrame:
+    """Importance by iteration, text set, layer and module; that of the iteration's start."""
+    return query(db, "SELECT * FROM importance WHERE run_id = ? ORDER BY iteration, text_set DESC, layer", [run_id])
+
+
+def change_frame(db: Path, run_ids: Sequence[str]) -> DataFrame:
+    """Weight change of runs' checkpoints by layer and module; layer -1 is what belongs to no layer."""
+    return query(
+        db,
+        "SELECT * FROM weight_change WHERE list_contains(?, run_id) ORDER BY run_id, iteration, kind = 'merged', layer",
+        [list(run_ids)],
+    )
+
+
+def superficiality_frame(db: Path, run_id: str) -> DataFrame:
+    """The superficiality index of each checkpoint."""
+    return query(
+        db, "SELECT * FROM superficiality WHERE run_id = ? ORDER BY iteration, kind = 'merged', text_set DESC", [run_id]
+    )
+
+
+def gains_frame(db: Path, run_id: str) -> DataFrame:
+    """By checkpoint and task, the gain over the base on the same questions: mean, variance of one, number."""
+    return query(
+        db,
+        """
+        WITH answers AS (
+            SELECT o.*, e.kind, e.domain FROM outcomes o JOIN evals e USING (run_id, checkpoint_id, task)
+            WHERE o.run_id = ?
+        )
+        SELECT iteration, kind, domain, task, avg(d) AS gain, var_samp(d) AS variance, count(*) AS num_questions
+        FROM (
+            SELECT a.iteration, a.kind, a.domain, a.task, a.is_correct::INT - b.is_correct::INT AS d
+            FROM answers a JOIN answers b USING (task, question_id, sample)
+            WHERE b.kind = 'base' AND a.kind <> 'base'
+        )
+        GROUP BY ALL ORDER BY iteration, kind DESC, domain, task
+        """,
+        [run_id],
+    )

@@ -14,12 +14,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from workbench.config import merge_config
 from workbench.core import recipe as recipes
 from workbench.core.dare import merge_tensor
 from workbench.core.recipe import Recipe
 from workbench.merging import files as merge_files
 from workbench.merging import stream as merging
+from workbench.settings import merge_config
 
 POCKET = Path(__file__).parents[2] / "data" / "pocket" / "model"
 
@@ -234,8 +234,8 @@ def test_slerp_goes_along_the_arc(tmp_path):
 
 def test_profiles(tmp_path):
     names = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(3)]
-    base = {name: torch.zeros(4) for name in names}
-    sft = {name: torch.full((4,), change) for name, change in zip(names, (1.0, 2.0, 4.0), strict=True)}
+    base = {name: torch.zeros(2, 2) for name in names}
+    sft = {name: torch.full((2, 2), change) for name, change in zip(names, (1.0, 2.0, 4.0), strict=True)}
     sides = [write(tmp_path / name, tensors) for name, tensors in (("b", base), ("f", sft))]
     opened = merging.open_models(sides[0], sides[0], sides[1])
 

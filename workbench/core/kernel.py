@@ -156,6 +156,17 @@ def _dots(left, right, sums):
         sums[place] += value
 
 
+@njit(nogil=True, error_model="numpy", cache=True, fastmath={"reassoc"})
+def _difference(left, right, sums):
+    dd = ll = 0.0
+    for i in range(left.size):
+        x, y = np.float64(_load(left[i])), np.float64(_load(right[i]))
+        dd += (y - x) * (y - x)
+        ll += x * x
+    sums[0] += dd
+    sums[1] += ll
+
+
 @njit(nogil=True, cache=True)
 def _count_magnitudes(start, sft, high, counts):
     """Count |delta| by its upper 16 bits; with `high` given, those within that class by their lower 15."""
@@ -201,6 +212,13 @@ def dots(left: NDArray, right: NDArray) -> NDArray:
     """|left|^2, <left, right>, |right|^2: (3,) float64."""
     sums = np.zeros(3)
     _dots(left, right, sums)
+    return sums
+
+
+def difference(left: NDArray, right: NDArray) -> NDArray:
+    """|right - left|^2 and |left|^2: (2,) float64."""
+    sums = np.zeros(2)
+    _difference(left, right, sums)
     return sums
 
 

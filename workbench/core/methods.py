@@ -1,12 +1,12 @@
 """What each method does in an iteration, and which checkpoint the next one starts from.
 
-vanilla (STaR)   sample, sft, evaluate, and start again from the fine-tuned checkpoint
-imm              sample, sft, merge, evaluate, and start again from the merged checkpoint (paper, Eq. 5-6)
+vanilla (STaR)   sample, sft, evaluate, analyze, and start again from the fine-tuned checkpoint
+imm              sample, sft, merge, evaluate, analyze, and start again from the merged checkpoint (paper, Eq. 5-6)
 """
 
 PHASES = {
-    "vanilla": ("sample", "sft", "evaluate"),
-    "imm": ("sample", "sft", "merge", "evaluate"),
+    "vanilla": ("sample", "sft", "evaluate", "analyze"),
+    "imm": ("sample", "sft", "merge", "evaluate", "analyze"),
 }
 MADE_BY = {"sft": "sft", "merge": "merged"}
 """The kind of checkpoint that a phase makes."""

@@ -77,3 +77,17 @@ def smallest_detectable_difference(num_questions: int, level: float = 0.95) -> f
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm-corrected p-values, in the order given."""
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+
+
+def gap(gains: Sequence[tuple[bool, float, float, int]], level: float = 0.95) -> tuple[float, float, float] | None:
+    """ID gain minus mean OOD gain over the base, with its normal interval; None where a side is missing.
+
+    gains: a row per task, (is ID, mean paired difference, variance of one question's, number of questions).
+    """
+    sides = [[row for row in gains if row[0] == is_id] for is_id in (True, False)]
+    if not all(sides) or any(row[3] < 2 for row in gains):
+        return None
+    means = [sum(row[1] for row in side) / len(side) for side in sides]
+    variance = sum(sum(row[2] / row[3] for row in side) / len(side) ** 2 for side in sides)
+    value, half = means[0] - means[1], norm.ppf(0.5 + level / 2) * sqrt(variance)
+    return value, value - half, value + half

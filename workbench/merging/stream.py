@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from workbench.checkpoints import ITEM_BYTES, NUMPY_TYPES, CheckpointReader, Entry, check_same_shapes
 from workbench.config import MergeConfig
 from workbench.core import kernel
-from workbench.core.layers import layer_of, num_layers
+from workbench.core.layers import num_layers, part_of
 from workbench.core.profiles import along_depth, by_weight
 from workbench.core.recipe import CHUNK, Recipe, chunks, mask_keys
 from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
@@ -153,22 +153,37 @@ def pair_moments(models: Models, *, threads: int | None = None) -> dict[str, NDA
     return sums
 
 
-def weight_change(moments: Mapping[str, NDArray]) -> list[float]:
-    """By layer, the sum over its tensors of |sft - start| (Eq. 4, Frobenius), from `pair_moments`."""
+def weight_change(models: Models, moments: Mapping[str, NDArray]) -> list[float]:
+    """By layer, the sum over its linear weights of |sft - start| (Eq. 4, Frobenius), from `pair_moments`."""
     change = [0.0] * num_layers(list(moments))
     for name, sums in moments.items():
-        if (layer := layer_of(name)) is not None:
+        layer, _ = part_of(name, models.base.entries[name].shape)
+        if layer is not None:
             change[layer] += sqrt(sums[2])
     return change
 
 
-def recipe_for(models: Models, config: MergeConfig, seed: int) -> Recipe:
-    """The settings of a merge with its profile worked out, one alpha per layer."""
+def recipe_for(models: Models, config: MergeConfig, seed: int, importance: Sequence[float] | None = None) -> Recipe:
+    """The settings of a merge with its profile worked out, one alpha per layer.
+
+    `importance`: of the start's layers, (layers,), for the profile of that name.
+
+    Raises:
+        ValueError: alpha by importance, and none was measured.
+    """
     layers: tuple[float, ...] = ()
     if config.profile == "points":
         layers = along_depth(config.points, num_layers([entry.name for entry in models.merged]))
     if config.profile == "inverse_change":
-        layers = by_weight(config.alpha, [1 / max(change, 1e-12) for change in weight_change(pair_moments(models))])
+        change = weight_change(models, pair_moments(models))
+        layers = by_weight(config.alpha, [1 / max(moved, 1e-12) for moved in change])
+    if config.profile == "importance":
+        if importance is None:
+            raise ValueError(
+                "alpha by importance needs the importance of the start's layers: give what "
+                "`workbench layers importance START --task TASK --out DIR` made, or let the run's phase analyze end"
+            )
+        layers = by_weight(config.alpha, importance)
     modules = tuple(sorted(config.modules.items()))
     return Recipe(config.alpha, config.drop_rate, seed, config.rule, config.towards, layers, modules)
 

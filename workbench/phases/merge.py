@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from workbench.analysis.index import measured_importance
 from workbench.events import Emit
 from workbench.jobs import MergeJob
 from workbench.merging.files import merge_checkpoints
@@ -18,10 +19,22 @@ def run(job: MergeJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     sides = (Path(job.base.path), Path(job.start.path), Path(job.sft.path))
     return merge_checkpoints(
         *sides,
-        {place.checkpoint: recipe_for(open_models(*sides), job.merge, job.seed)},
+        {place.checkpoint: recipe_for(open_models(*sides), job.merge, job.seed, importance(job, place, emit))},
         threads=job.threads,
         progress=lambda done, total: emit("progress", step=done, total=total, unit="tensors"),
     )[0]
+
+
+def importance(job: MergeJob, place: PhaseDir, emit: Emit) -> list[float] | None:
+    """Of the start's layers, measured where the merge asks for it; phase analyze finds it there."""
+    if job.analyze is None:
+        return None
+    from workbench.phases.analyze import measure_sets  # torch, which other merges do without
+
+    kept = PhaseDir(Path(job.importance), place.iteration, "analyze")
+    kept.path.mkdir(parents=True, exist_ok=True)
+    measure_sets(job.analyze, kept, emit)
+    return measured_importance(kept.path)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from workbench.core.prompts import instruction_prompt, response
 from workbench.events import Emit, read_lines
+from workbench.examples import answers
 from workbench.jobs import SftJob
 from workbench.phases.optimizer import MasterAdamW
 from workbench.phases.process import main
@@ -74,12 +74,9 @@ def training_examples(job: SftJob, tokenizer: PreTrainedTokenizerBase) -> tuple[
             "no sampled solution was correct, so there is nothing to fine-tune on; "
             "raise num_questions, num_samples or the temperatures, or take a stronger model"
         )
-    end = [tokenizer.eos_token_id]
-    prompts = tokenizer([instruction_prompt(row["question"]) for row in kept])["input_ids"]
-    responses = tokenizer([response(row["text"]) for row in kept], add_special_tokens=False)["input_ids"]
     examples = [
-        {"input_ids": prompt + answer + end, "labels": [-100] * len(prompt) + answer + end}
-        for prompt, answer in zip(prompts, responses, strict=True)
+        {"input_ids": example.ids, "labels": [-100] * example.first + example.ids[example.first :]}
+        for example in answers(tokenizer, [(row["question"], row["text"]) for row in kept])
     ]
     fitting = [example for example in examples if len(example["input_ids"]) <= job.sft.max_length]
     if not fitting:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from workbench import lab as labs
 from workbench import labdir, store
-from workbench.core.layers import layer_of
+from workbench.core.layers import layer_of, part_of
 from workbench.core.prompts import instruction_prompt
 from workbench.engines import Engine, open_engine
 from workbench.events import append_lines, read_lines
@@ -100,15 +100,16 @@ class Sweep:
     def write_moments(self) -> None:
         """The sums of every tensor of the pair, in one pass."""
         found = pair_moments(self.models)
-        change = weight_change(found)
+        change = weight_change(self.models, found)
         moved = [max(0.0, float(sums[0] + 2 * sums[1] + sums[2])) ** 0.5 for sums in found.values()]
-        layers = [layer_of(name) for name in found]
+        layers = [part_of(name, self.models.base.entries[name].shape)[0] for name in found]
         ceiling = [sum(m for m, n in zip(moved, layers, strict=True) if n == layer) for layer in range(len(change))]
         write_json(
             self.lab.moments,
             {
                 "moments": [sums.tolist() for sums in found.values()],
-                "layers": layers,
+                "layers": [layer_of(name) for name in found],
+                "counted": layers,
                 "tensors": list(found),
                 "change": change,
                 "ceiling": max(ceiling, default=0.0),
@@ -129,7 +130,7 @@ class Sweep:
     def export(self, number: int, request: Export) -> None:
         """Write a merge to a directory, with its card."""
         self.say(f"writing {request.directory}")
-        recipe = recipe_for(self.models, request.merge, request.seed)
+        recipe = recipe_for(self.models, request.merge, request.seed, labs.layer_importance(self.lab))
         rows, _ = read_lines(self.lab.points)
         name = point_id(request.merge, request.seed)
         scores = [s | {"split": row["split"]} for row in rows if row["point_id"] == name for s in row["scores"]]
@@ -214,7 +215,7 @@ class Sweep:
         if self.engine is None:
             self.engine = open_engine(Path(self.config.start), self.config.engine, torch.get_num_threads())
         if self.loaded != name:
-            recipe = recipe_for(self.models, request.merge, request.seed)
+            recipe = recipe_for(self.models, request.merge, request.seed, labs.layer_importance(self.lab))
             self.engine.load_tensors(
                 (entry.name, as_tensor(array, entry))
                 for entry, array in merged_tensors(self.models, recipe, threads=torch.get_num_threads())

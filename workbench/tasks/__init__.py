@@ -10,7 +10,7 @@ from workbench.rundir import home
 from workbench.tasks import asdiv, generic, gsm8k, math, mathqa, mawps, mmlu_stem, pocket, sat_math, svamp
 from workbench.tasks.base import LoadedTask, Question, Task
 
-__all__ = ["TASKS", "LoadedTask", "Question", "Task", "check_source", "load_questions", "tuning_split"]
+__all__ = ["TASKS", "LoadedTask", "Question", "Task", "check_source", "check_worked", "load_questions", "tuning_split"]
 
 EDITIONS = "https://github.com/ZubinGou/math-evaluation-harness/tree/main/data"
 POCKET = Path(__file__).parents[2] / "data" / "pocket" / "tasks"
@@ -46,6 +46,13 @@ def check_source(source: TaskSource, split: str) -> LoadedTask | None:
     """Like `load_questions`, but a task that would come from the hub is not fetched and gives None."""
     task, file = _locate(source, split)
     return None if file is None else _read(task, split, _file_rows(file), str(file))
+
+
+def check_worked(source: TaskSource) -> None:
+    """Raise ValueError where the train questions of a task come without worked solutions."""
+    task = check_source(source, "train")
+    if task is not None and not any(question.solution for question in task.questions):
+        raise ValueError(f"task {task.name} has no worked solutions; gsm8k, math and mathqa have them")
 
 
 def tuning_split(source: TaskSource) -> str:

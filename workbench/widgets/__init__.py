@@ -44,7 +44,8 @@ def chart(figure: Figure, key: str) -> None:
 def merge_lab(pair: dict[str, Any], pair_id: str, merge: dict[str, Any], key: str) -> dict[str, Any]:
     """Sliders over the curves of a pair of checkpoints; the merge that they were last left at.
 
-    pair: moments (one list of six sums per tensor), layers (of each tensor, or None), change (by layer,
+    pair: moments (one list of six sums per tensor), layers (of each tensor, or None), counted (the layer in
+    whose sum it is, or None), importance (by layer, or None), change (by layer,
     |sft - start|), ceiling (a distance the axis must reach). merge: alpha, drop_rate, seed, rule,
     profile, points, towards to begin with.
     """

@@ -20,7 +20,8 @@ function fromSft(moments, alpha, p, towards) {
 }
 
 // alpha of each layer, as workbench/core/profiles.py has it.
-function layerAlphas(merge, change) {
+function layerAlphas(merge, pair) {
+  const change = pair.change;
   const layers = change.length;
   if (merge.profile === "points") {
     const points = merge.points;
@@ -30,8 +31,9 @@ function layerAlphas(merge, change) {
       return points.length === 1 ? points[0] : points[left] + (at - left) * (points[left + 1] - points[left]);
     });
   }
-  if (merge.profile === "inverse_change") {
-    const weights = change.map((x) => 1 / Math.max(x, 1e-12));
+  const byImportance = merge.profile === "importance" && pair.importance;
+  if (byImportance || merge.profile === "inverse_change") {
+    const weights = byImportance ? pair.importance : change.map((x) => 1 / Math.max(x, 1e-12));
     const mean = weights.reduce((x, y) => x + y, 0) / layers;
     return weights.map((weight) => Math.min(1, (merge.alpha * weight) / mean));
   }
@@ -41,7 +43,7 @@ function layerAlphas(merge, change) {
 // By layer, and last outside the layers: sum over tensors of the distance (Eq. 4), its spread over seeds,
 // and of all tensors together the root of the summed squares.
 function curves(pair, merge) {
-  const alphas = layerAlphas(merge, pair.change);
+  const alphas = layerAlphas(merge, pair);
   const kinds = { base: fromBase, sft: fromSft };
   const found = {};
   for (const [kind, formula] of Object.entries(kinds)) {
@@ -52,7 +54,7 @@ function curves(pair, merge) {
       const layer = pair.layers[n];
       const alpha = layer === null ? merge.alpha : alphas[layer];
       const [one, spread] = formula(moments, alpha, merge.drop_rate, merge.towards);
-      const place = layer === null ? pair.change.length : layer;
+      const place = (pair.counted ?? pair.layers)[n] ?? pair.change.length;
       mean[place] += one;
       variance[place] += spread * spread;
       square += one * one;

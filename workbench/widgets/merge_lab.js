@@ -59,6 +59,7 @@ export default async function (component) {
     for (const name of ["alpha", "drop_rate", "seed", "rule", "profile", "towards"]) find(name).value = merge[name];
     root.querySelector("output[for=alpha]").textContent = Number(merge.alpha).toFixed(2);
     root.querySelector("output[for=drop_rate]").textContent = Number(merge.drop_rate).toFixed(2);
+    find("profile").querySelector("[value=importance]").disabled = !data.pair.importance;
     points.hidden = merge.profile !== "points";
     find("drop_rate").disabled = merge.rule === "slerp";
   }

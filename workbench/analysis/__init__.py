@@ -1,0 +1,1 @@
+"""Which layers reason (importance) and which layers moved (weight change)."""

@@ -1,0 +1,119 @@
+"""Analysing any two checkpoints, outside of a run: asking for it, and what came out.
+
+<home>/analyses/<id>/iteration_0/analyze/   laid out like a phase of a run, with process.json beside
+"""
+
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pandas import DataFrame
+
+from workbench import checkpoints
+from workbench.config import AnalyzeConfig
+from workbench.events import read_lines
+from workbench.examples import check_text
+from workbench.ingest import analysis_rows
+from workbench.jobs import AnalyzeJob, Checkpoint, TaskSource
+from workbench.place import spare_threads
+from workbench.processes import is_alive, start_detached
+from workbench.rundir import ERROR, PhaseDir, read_json, write_json
+from workbench.tasks import check_worked
+
+
+@dataclass(frozen=True)
+class Comparison(PhaseDir):
+    """The directory of one analysis."""
+
+    @property
+    def process(self) -> Path:
+        return self.path / "process.json"
+
+    @property
+    def comparison_id(self) -> str:
+        return self.path.parents[1].name
+
+
+def analysis_job(
+    model: str, other: str | None, task: TaskSource | None, text: str | None, settings: AnalyzeConfig, seed: int = 0
+) -> AnalyzeJob:
+    """The importance of a model's layers, and how far another checkpoint's lie from it.
+
+    Raises:
+        ValueError: a model directory, task or text that cannot be used.
+    """
+    for path in filter(None, [model, other]):
+        if not is_adapter_directory(path) and checkpoints.check_model(path) is None:
+            raise ValueError(f"{path} is no local model directory; give one with config.json and *.safetensors")
+    if task is not None:
+        check_worked(task)
+    if text is not None:
+        check_text(text)
+    base = Checkpoint(checkpoint_id="base", kind="base", path=checkpoints.absolute_model(model))
+    others = [Checkpoint(checkpoint_id="other", kind="sft", path=str(Path(other).absolute()))] if other else []
+    return AnalyzeJob(
+        base=base, start=base, checkpoints=tuple(others), reasoning=task, text=text, analyze=settings, seed=seed,
+        threads=spare_threads(),
+    )  # fmt: skip
+
+
+def is_adapter_directory(path: str) -> bool:
+    """Whether a path holds a LoRA adapter, which counts as folded into the model it is compared to."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def ask(root: Path, job: AnalyzeJob) -> Comparison:
+    """Start an analysis in the background; the same question is asked once."""
+    name = sha256(job.model_dump_json().encode()).hexdigest()[:12]
+    place = find(root, name)
+    if not place.result.exists() and not is_alive(place):
+        write_json(place.job, job.model_dump(mode="json"))
+        start_detached("workbench.phases.compare", place)
+    return place
+
+
+def find(root: Path, name: str) -> Comparison:
+    """An analysis by its id; it need not exist."""
+    return Comparison(root / "analyses" / name / "iteration_0" / "analyze", 0, "analyze")
+
+
+def all_comparisons(root: Path) -> list[Comparison]:
+    """Every analysis of a home, newest first."""
+    jobs = (root / "analyses").glob("*/iteration_0/analyze/job.json")
+    return [find(root, job.parents[2].name) for job in sorted(jobs, key=lambda job: -job.stat().st_mtime)]
+
+
+def label(place: Comparison) -> str:
+    """Which checkpoints, in a few words."""
+    job = AnalyzeJob.model_validate(read_json(place.job))
+    names = [checkpoint.path for checkpoint in (job.base, *job.checkpoints)]
+    return " → ".join("/".join(Path(name).parts[-2:]) for name in names)
+
+
+def observed(place: Comparison) -> dict[str, Any]:
+    """How an analysis stands: `done`, `text` (a sentence), `share` (of the layers), `error`."""
+    if place.result.exists():
+        return {"done": True, "text": "", "share": 1.0, "error": None}
+    if not is_alive(place):
+        lines = place.log.read_text(errors="replace").splitlines() if place.log.exists() else []
+        known = lines[-1].removeprefix(ERROR) if lines and lines[-1].startswith(ERROR) else None
+        return {"done": False, "text": "", "share": 0.0,
+                "error": known or f"The analysis ended without a result; its log: {place.log}"}  # fmt: skip
+    events, _ = read_lines(place.events)
+    progress = [event for event in events if event["name"] == "progress"]
+    waits = time.strftime("%H:%M:%S", time.localtime(place.job.stat().st_mtime))
+    if not progress:
+        return {"done": False, "text": f"Asked for at {waits}; reading, or waiting for a run.", "share": 0.0,
+                "error": None}  # fmt: skip
+    last = progress[-1]
+    text = f"{last['step']} of {last['total']} layers"
+    return {"done": False, "text": text, "share": last["step"] / last["total"], "error": None}
+
+
+def frames(place: Comparison) -> dict[str, DataFrame]:
+    """What a finished analysis found, as the store's tables importance, weight_change and superficiality."""
+    rows = analysis_rows(read_json(place.result)["summary"])
+    keys = {"run_id": place.comparison_id, "iteration": 1}
+    return {table: DataFrame([keys | row for row in found]) for table, found in rows.items()}

@@ -1,0 +1,144 @@
+"""Settings from presets, TOML or JSON files and `key=value` texts to checked configs; errors in plain words."""
+
+import json
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from workbench.config import AnalyzeConfig, MergeConfig, RunConfig, Section
+
+PRESETS = Path(__file__).parent / "presets"
+Checked = TypeVar("Checked", bound=Section)
+
+SHORT_NAMES = {
+    "alpha": "merge.alpha",
+    "drop_rate": "merge.drop_rate",
+    "temperatures": "sample.temperatures",
+    "num_samples": "sample.num_samples",
+    "epochs": "sft.epochs",
+    "learning_rate": "sft.learning_rate",
+    "eval_questions": "evaluate.num_questions",
+}
+"""Plain names that `--set` accepts for settings that live in a section."""
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names it, its value and the allowed range."""
+
+
+def preset_names() -> list[str]:
+    """The presets shipped with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_settings(source: str | Path) -> dict[str, Any]:
+    """The settings in a preset (by name), or in a TOML or JSON file.
+
+    Raises:
+        ConfigError: no such preset or file, or not valid TOML or JSON.
+    """
+    path = PRESETS / f"{source}.toml" if str(source) in preset_names() else Path(source)
+    if not path.is_file():
+        raise ConfigError(f"no preset or file {str(source)!r}; presets are: {', '.join(preset_names())}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts to settings; a value is JSON where it parses as such, else text.
+
+    Raises:
+        ConfigError: an assignment without `=`.
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set wants key=value, got {assignment!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        settings[key.strip()] = value
+    return settings
+
+
+def build_config(settings: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """A checked config from settings and changes under short or dotted names.
+
+    Raises:
+        ConfigError: naming every setting that is wrong.
+    """
+    nested = json.loads(json.dumps(settings))
+    for name, value in (changes or {}).items():
+        *sections, last = SHORT_NAMES.get(name, name).split(".")
+        target = nested
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{name} is not a setting: {section} has no parts")
+        target[last] = value
+    return _validated(RunConfig, nested)
+
+
+def merge_config(settings: Mapping[str, Any]) -> MergeConfig:
+    """The checked settings of one merge.
+
+    Raises:
+        ConfigError: naming every setting that is wrong.
+    """
+    return _validated(MergeConfig, settings)
+
+
+def analyze_config(settings: Mapping[str, Any]) -> AnalyzeConfig:
+    """The checked settings of one analysis of layers.
+
+    Raises:
+        ConfigError: naming every setting that is wrong.
+    """
+    return _validated(AnalyzeConfig, settings)
+
+
+def _validated(section: type[Checked], settings: Mapping[str, Any]) -> Checked:
+    try:
+        return section.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(section, e) for e in error.errors())) from error
+
+
+def _explain(section: type[Section], error: Mapping[str, Any]) -> str:
+    """One pydantic error as a sentence with the setting's name and value."""
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown setting {name!r}; known here: {', '.join(section.model_fields)}"
+    if error["type"] == "missing":
+        return f"{name} is required"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}, got {error['input']!r}" if name else message
+
+
+def setting(config: RunConfig, name: str) -> Any:
+    """The value of a setting under its short or dotted name, as JSON would have it."""
+    value: Any = config.model_dump(mode="json")
+    for part in SHORT_NAMES.get(name, name).split("."):
+        value = value[part]
+    return value
+
+
+def command(preset: str, config: RunConfig, names: Sequence[str]) -> str:
+    """The `workbench run` command for a preset with those of `names` set in which the config differs."""
+    shipped = build_config(load_settings(preset))
+    words = ["workbench", "run", "--preset", preset]
+    for name in names:
+        if (value := setting(config, name)) != setting(shipped, name):
+            words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
