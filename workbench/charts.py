@@ -11,7 +11,7 @@ from pandas import DataFrame
 from plotly.subplots import make_subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
-SYMBOLS = {"base": "circle", "start": "star", "sft": "square", "merged": "diamond"}
+SYMBOLS = {"base": "circle", "start": "star", "sft": "square", "merged": "diamond", "other": "square"}
 GREY = "#8a8f98"
 WINDOW = 9
 """Values in a running mean."""
@@ -20,7 +20,7 @@ BAR_COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "st
 
 def checkpoint_labels(frame: DataFrame) -> list[str]:
     """Base, SFT 1, Merge 1, ... of a frame with `kind` and `iteration`."""
-    words, plain = {"sft": "SFT", "merged": "Merge"}, {"base": "Base", "start": "Start"}
+    words, plain = {"sft": "SFT", "merged": "Merge"}, {"base": "Base", "start": "Start", "other": "The other"}
     return [
         plain[kind] if kind in plain else f"{words[kind]} {iteration}"
         for kind, iteration in zip(frame["kind"], frame["iteration"], strict=True)

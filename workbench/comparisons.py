@@ -52,7 +52,7 @@ def analysis_job(
     if text is not None:
         check_text(text)
     base = Checkpoint(checkpoint_id="base", kind="base", path=checkpoints.absolute_model(model))
-    others = [Checkpoint(checkpoint_id="other", kind="sft", path=str(Path(other).absolute()))] if other else []
+    others = [Checkpoint(checkpoint_id="other", kind="other", path=str(Path(other).absolute()))] if other else []
     return AnalyzeJob(
         base=base, start=base, checkpoints=tuple(others), reasoning=task, text=text, analyze=settings, seed=seed,
         threads=spare_threads(),

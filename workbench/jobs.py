@@ -7,7 +7,7 @@ from typing import Literal
 
 from workbench.config import AnalyzeConfig, EngineConfig, EvaluateConfig, MergeConfig, SampleConfig, Section, SftConfig
 
-Kind = Literal["base", "start", "sft", "merged"]
+Kind = Literal["base", "start", "sft", "merged", "other"]
 
 
 class Checkpoint(Section):

@@ -12,7 +12,7 @@ from workbench.core.layers import WHOLE, in_order
 from workbench.core.statistics import gap
 
 SETS = {"reasoning": (COLOURS[0], "0,114,178", "solid"), "plain": (GREY, "138,143,152", "dash")}
-KINDS = {"sft": COLOURS[1], "merged": COLOURS[2]}
+KINDS = {"sft": COLOURS[1], "merged": COLOURS[2], "other": COLOURS[1]}
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")
 
 
@@ -55,7 +55,7 @@ def by_module(frame: DataFrame, value: str, title: str) -> go.Figure:
         rows, colour = inside[inside["module"] == module], COLOURS[number % len(COLOURS)]
         if "ci_low" in rows:
             rgb = ",".join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))
-            _band(figure, rows["layer"], rows["ci_low"], rows["ci_high"], rgb, module)
+            _band(figure, rows["layer"], rows["ci_low"], rows["ci_high"], rgb, module, opacity=0.06)
         figure.add_scatter(
             x=rows["layer"], y=rows[value], mode="lines+markers", name=module, legendgroup=module,
             line={"color": colour, "width": 2, "dash": DASHES[number // len(COLOURS) % len(DASHES)]},
@@ -133,9 +133,9 @@ def _whole(frame: DataFrame) -> DataFrame:
     return frame[frame["module"] == WHOLE]
 
 
-def _band(figure: go.Figure, x, low, high, rgb: str, group: str | None = None) -> None:
+def _band(figure: go.Figure, x, low, high, rgb: str, group: str | None = None, opacity: float = 0.15) -> None:
     figure.add_scatter(
-        x=[*x, *x[::-1]], y=[*high, *low[::-1]], mode="lines", fill="toself", fillcolor=f"rgba({rgb},0.15)",
+        x=[*x, *x[::-1]], y=[*high, *low[::-1]], mode="lines", fill="toself", fillcolor=f"rgba({rgb},{opacity})",
         line={"width": 0},
         showlegend=False, hoverinfo="skip", legendgroup=group,
     )  # fmt: skip
