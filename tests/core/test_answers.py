@@ -1,6 +1,7 @@
 """Finding and grading final answers."""
 
 import time
+from fractions import Fraction
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_extraction(text, answer_format, answer):
         (r"2\frac{1}{4}", 2.25), ("-(1/4)", -0.25), (".5", 0.5),
         ("5 million", 5_000_000), ("1e3", 1000), (r"-\frac{-1}{2}", 0.5), ("3 pi", None), ("9" * 6000, None),
         ("3:30", None), ("5:6", None), ("x", None), ("2x", None), ("1/0", None), ("(1,2)", None), ("204_5", None),
-        ("12 and 13", None), ("", None), ("two", None),
+        ("12 and 13", None), ("", None), ("two", 2),
     ],
 )  # fmt: skip
 def test_numbers(text, value):
@@ -100,6 +101,88 @@ def test_comparison(answer, reference, answer_format, right):
     assert is_correct(answer, reference, answer_format) is right
 
 
+@pytest.mark.parametrize(
+    ("text", "answer_format", "answer"),
+    [
+        # where weak models put it
+        ("2 * 9 = 18 </think> <answer> 18 pens </answer>", "number", "18 pens"),
+        ("<answer>She reads 12 on Monday and 6 later. The total is 12 + 6 = 18 pages.</answer>", "number", "18"),
+        ("answer>18</answer>", "number", "18"), ("Answer: <answer>10 hours<answer>", "number", "10 hours"),
+        ('{"reasoning": "6 * 3", "answer": "18"}', "number", "18"),
+        ("Therefore, the answer (arabic numerals) is 18.", "number", "18"),
+        ("The answer to the question is therefore 18.", "number", "18"),
+        (r"\boxed{} and so 9 + 9 = 18.", "number", "18"), (r"It is \boxed{18} or \boxed{2", "number", None),
+        ("That makes 18 pens.\n</answer>\n```", "number", "18"), ("18", "number", "18"), ("18\n", "math", "18"),
+        # a next question, invented by the model
+        ("3 * 6 = 18.\n\nUser: And 2 more?\nAssistant: 20.", "number", "18"),
+        ("#### 18\n\nQuestion: how many is it?\n#### 7", "number", "18"),
+        ("So \\boxed{18}.\n\nA farmer keeps 7 geese and sells 3. How many are left?\n\\boxed{4}", "math", "18"),
+        # a result, not what else the last sentence holds
+        ("3 * 6 = 18 apples, which last for 2 days.", "number", "18"),
+        ("5 * 280 = 1400. So he needs 1400 plums for 2 months.", "number", "1400"),
+        ("4 + 5 = 9. Next we do 9 * 2", "number", None), ("It costs $4 + $12.", "number", None),
+        # no number merely because one is inside
+        (r"\boxed{10x}", "number", None), (r"\boxed{10 + x}", "number", None), (r"\boxed{2^3}", "number", None),
+        ("The answer is 3 or 3.5.", "number", None), ("The answer is between 3 and 4.", "number", None),
+        # sentences around mathematics
+        (r"Therefore, the angle is $90^\circ$.", "math", r"90^\circ"),
+        ("<answer>The largest angle is 120 degrees</answer>", "math", "120"),
+        (r"The answer is that $x$ equals $\frac{1}{2}$.", "math", r"\frac{1}{2}"),
+        ("We then look at $x + 1$ and think about it", "math", None), ("It has 4 sides, and we know", "math", None),
+        # options
+        ("The answer is not A.", "choice", None), ("The answer is A or B.", "choice", None), ("So C.", "choice", "C"),
+        ("**B**", "choice", "B"), ("The best option is (d)", "choice", "D"), (r"\boxed{(B)\ 12}", "choice", "B"),
+        (r"\boxed{\textbf{(E)}\ 10}", "choice", "E"), ("The correct option is E: 5.", "choice", "E"),
+        ("The answer is Ben.", "choice", None), ("I'd pick A's cousin", "choice", None),
+    ],
+)  # fmt: skip
+def test_extraction_from_models_that_ramble(text, answer_format, answer):
+    assert extract_answer(text, answer_format)[0] == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("€1.234", 1.234), ("£20", 20), ("US$5", 5), (r"\$1,000 ", 1000), ("Rs. 40", 40), ("5 dollars", 5),
+        ("1 000 000", 1_000_000), (r"10\ 000", 10000), (r"1{,}000{,}000", 1_000_000), ("10,00", None),
+        (r"3\frac{1}{2}\text{ hours}", 3.5), ("2 and 1/2", 2.5), ("3 1/2 cups", 3.5), (r"\frac12", 0.5),
+        (r"5 \times 10^3", 5000), (r"\text{18}", 18), ("18 apples per 2 days", 18), ("60 miles/hour", 60),
+        (r"5\text{ cm}^2", 5), ("12 m/s", 12), ("4.5kg", 4.5), ("7-", None), ("1/2/3", None),
+        ("2xy", None), ("2^3", None), ("2s", None), ("3 p.m.", None), ("3 or 4", None), ("3 + 4", None),
+        ("5 - 3", None), (r"2\sqrt{3}", None), ("3 apples 4", None), ("1.2.3", None), ("18 = 18", None),
+    ],
+)  # fmt: skip
+def test_numbers_with_units_and_other_dress(text, value):
+    assert as_number(text) == (None if value is None else Fraction(str(value)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "answer_format", "right"),
+    [
+        ("25%", "0.25", "number", True), (r"25\%", "25", "number", True), ("0.25", "25", "number", False),
+        ("2500%", "0.25", "number", False), ("18.00", "18", "number", True), ("1,8", "18", "number", False),
+        (r"-2 \le x < 7", "[-2,7)", "math", True), ("-2 < x < 7", "[-2,7)", "math", False),
+        ("x > 3", r"(3,\infty)", "math", True), (r"x \ge 3", r"(3,\infty)", "math", False),
+        (r"(-\infty,2)U(3,\infty)", r"(-\infty,2)\cup(3,\infty)", "math", True),
+        ("(2,3]", "(2,3)", "math", False), ("(3,2)", "(2,3)", "math", False),
+        ("3 p.m.", "3:00 PM", "math", True), ("noon", "12:00 p.m.", "math", True), ("3:30", "3:31", "math", False),
+        (r"90^\circ", "90", "math", True), (r"\frac{\pi}{2}", r"90^\circ", "math", False),
+        (r"\text{(B)}", "B", "choice", False), ("(B) 12", r"\text{(B)}", "math", True),
+        ("(C)", r"\text{(B)}", "math", False), ("B", r"\text{(B)}", "math", True), ("12", r"\text{(B)}", "math", False),
+        ("2s", "2", "math", False), ("2xy", "2", "math", False), ("2 - width", "2", "math", False),
+        ("8", "2^3", "math", True), ("3", "2^3", "math", False),
+        (r"\text{east}", "East.", "math", True), ("north-east", "east", "math", False),
+        ("not even", "even", "math", False), ("1,3", "1,2", "math", False),
+        (r"\{1,2\}", r"\{1,2,3\}", "math", False), (r"\emptyset", r"\varnothing", "math", True),
+        (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "math", True),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", "math", False),
+        (r"x = 5", "5", "math", True), ("x = 5", "6", "math", False), (r"5\sqrt2", r"\sqrt{50}", "math", True),
+    ],
+)  # fmt: skip
+def test_comparison_of_one_thing_in_two_writings(answer, reference, answer_format, right):
+    assert is_correct(answer, reference, answer_format) is right
+
+
 def test_boxes_may_nest_and_lack_braces():
     assert last_boxed(r"\boxed{\text{a }\{1\}}") == r"\text{a }\{1\}"
     assert last_boxed(r"thus \boxed 2.") == "2"
@@ -114,12 +197,16 @@ def test_a_hostile_expression_costs_its_time_limit_and_no_more(monkeypatch):
     assert symbolic.symbolically_equal("y + y", "2y")
 
 
-@pytest.mark.parametrize("text", ["9" * 6000, "1 " * 9000, "\n" * 9000, "(A) " * 9000, "\\boxed{" * 3000, "1/" * 9000])
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 6000, "1 " * 9000, "\n" * 9000, "(A) " * 9000, "\\boxed{" * 3000, "1/" * 9000, "$" * 9000, "x is " * 3000],
+)
 def test_rambling_is_graded_at_once(text):
     began = time.monotonic()
     for answer_format in ("number", "math", "choice"):
         assert not grade(f"The answer is {text}.", "5", answer_format).is_correct
         assert not grade(f"{text}.", "5", answer_format).is_correct
+        assert not grade(f"\\boxed{{3}} {text}.", "5", answer_format).is_correct
     assert time.monotonic() - began < 2
 
 
@@ -137,3 +224,17 @@ def test_reference_solutions_are_right_and_changed_answers_wrong(task):
 def worked(question):
     """A reference solution, or a sentence with the answer where the data set has none."""
     return question.solution or f"We think about it. The answer is {question.reference}."
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So 40 + 18 = 5", None),
+        ("The answer is 1", None),
+        ("The answer is 18. Next, consider the", "18"),
+        (r"Thus \\boxed{18}", "18"),
+        ("#### 1", None),
+    ],
+)
+def test_a_text_that_was_cut_off_has_only_the_answer_that_stands_whole(text, answer):
+    assert grade(text, "18", "number", finished=False).answer == answer

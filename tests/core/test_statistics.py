@@ -7,6 +7,7 @@ import pytest
 
 from workbench.core.statistics import (
     holm,
+    mean_gain,
     paired_difference,
     pass_at_k,
     smallest_detectable_difference,
@@ -52,6 +53,24 @@ def test_the_smallest_detectable_difference_is_where_mcnemar_turns():
     assert least == 6 / 32
     assert p_value(6) <= 0.05 < p_value(5)
     assert smallest_detectable_difference(5) is None
+
+
+def test_the_mean_gain_over_tasks():
+    rng = np.random.default_rng(1)
+    first, second = rng.random(200) < 0.4, rng.random(200) < 0.6
+    one = paired_difference(first, second)
+    gained, lost = int((~first & second).sum()), int((first & ~second).sum())
+    assert mean_gain([(gained, lost, 200)]) == (one.value, one.ci_low, one.ci_high)
+    value, low, high = mean_gain([(30, 0, 100), (0, 0, 900)])  # tasks weigh alike, whatever their size
+    assert value == pytest.approx(0.15) and low < 0.15 < high
+    hits = 0
+    for _ in range(400):  # true gains 0.2 and -0.1
+        tasks = [rng.multinomial(n, [up, down, 1 - up - down]) for n, up, down in ((60, 0.3, 0.1), (150, 0.1, 0.2))]
+        _, low, high = mean_gain([(int(t[0]), int(t[1]), int(t.sum())) for t in tasks])
+        hits += low <= 0.05 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+    with pytest.raises(ValueError, match="at least one task"):
+        mean_gain([])
 
 
 def test_paired_interval_covers():

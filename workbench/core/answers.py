@@ -1,16 +1,20 @@
 """The final answer of a solution: where it stands, and whether it is right.
 
-Where it is looked for, in this order: the last `\\boxed{...}`; behind `####`; behind the last "the
-answer is"; for multiple choice, a letter called correct or chosen, else the last one that stands as an
-option; for numbers, the last number of a text that was not cut off. A text without any of these has no
-answer, which is better than a wrong one.
+Where it is looked for, in this order: the last `\\boxed{...}`; behind `####`; in the last <answer> tag; behind the
+last "the answer is"; for multiple choice, a letter called correct or chosen, else the last one that stands as an
+option; a text that is nothing but an answer; for numbers, the number that closes a text that was not cut off. What
+stands before a next question counts first. A text without any of these has no answer, which is better than a
+wrong one.
 """
 
+import html
+import itertools
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
-from workbench.core.symbolic import symbolically_equal
+from workbench.core.numbers import NUMBER, as_number, same_value, with_its_unit
+from workbench.core.sentences import CLOSING, FINISHED, RESULT, core_of, first_sentence, is_formula, is_short
+from workbench.core.symbolic import LETTER, WRAPPED, same_writing, symbolically_equal
 
 
 @dataclass(frozen=True)
@@ -22,35 +26,49 @@ class Grade:
     rule: str
 
 
-LONGEST = 200
-"""A longer text is no number: Python refuses to read integers of thousands of digits."""
-SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-NUMBER = r"[-+−]?\s*(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!)\d{3})+|\d+)?(?:\.\d+)?"
-FRACTION = re.compile(r"^(-?)\\[dt]?frac\{?(-?\d+)\}?\{?(\d+)\}?$")
-MIXED = re.compile(r"^(-?\d+)\s*(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|\s(\d+)/(\d+))$")
-PLAIN = re.compile(rf"^({NUMBER})\s*(.*)$", re.DOTALL)
-SCALED = re.compile(rf"(?:\s+({'|'.join(SCALES)})\b)", re.IGNORECASE)
-LAST_NUMBER = re.compile(
-    r"(?:(?<![\w)}])[-−])?\$?(?:\\[dt]?frac\{\d+\}\{\d+\}|\d+\s+\d+/\d+"
-    r"|(?:\d+(?:(?:,|\{,\}|\\,|\\!|,\\!)\d+)*(?:\.\d+)?|(?<!\w)\.\d+)(?:/\d+|[eE][-+]?\d+)?)"
-    rf"{SCALED.pattern}?"
+TRAILING = re.compile(r"[\s.\\]+$")
+IN_FORMULA = re.compile(r"[a-z](?![A-Za-z])|\s*[*+^_]|\s*\\(?:cdot|times|sqrt|pi)\b")
+NO_TEXT = re.compile(r"(?:(?:```|</?\w*\s*/?>)\s*)+$")
+NEXT_QUESTION = re.compile(
+    r"\n[^\w\n]{0,9}(?:user|human|question|problem|query|instruction|q)\s*\d*\W{0,3}:|\n\n[^\n]{40,}\?[ \t]*(?=\n)",
+    re.IGNORECASE,
 )
-FINISHED = re.compile(r"[\d.!?)%}\]$*°\"']\s*$")
-STATED = re.compile(r"(?:answer|correct (?:option|choice))\**\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
-DENIED = re.compile(r"n(?:ot|['’]t)\b[\s(\\$]*[-−]?\d")
-NO_UNIT = re.compile(r"\b(?:pi|e|i|sqrt|sin|cos|tan|log|ln|and|or|to)\b", re.IGNORECASE)
-UNIT = re.compile(r"^(?:[a-zA-Z°µ²³/^.\s-]|\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\^\{?[23]\}?)*$")
-# A small "a" is an option only where something marks it as one; else it is an article.
-LETTER = re.compile(r"^\W*(?:(?i:option|choice|letter)\W+)?([A-Jb-hj](?!['’\w])|[ai](?=\s*(?:[).:,;*\]]|$)))")
+NEXT_PROBLEM = re.compile(
+    r"\n[ \t]*\n(?=[A-Z$\\])(?!(?:Wait|But|However|So|Therefore|Thus|Hence|Let's|Let us|Let me|Now|To|We|This|That|Is"
+    r"|Are|Do|Does|Can|Could|Did|Why|Maybe|Perhaps|Alternatively|Actually|Since|Note|Check|Also|Next|Then|Finally)\b|\\\[)"
+    r"(?:(?:(?!\b(?:I|[Ww]e|our|[Ll]et's|answer|above|problem|question|wait)\b)[^\n?]){40,800}?(?:\?|\(\s+\)|_{3,})"
+    r"|(?:Find|Determine|Calculate|Compute|Solve|Evaluate|Simplify|Express|Prove|Write)\b[^\n]{40,})"
+)
+"""A paragraph that poses another problem, where it stands behind a boxed answer."""
+TAG = re.compile(
+    r"(?<![/\w.])(?:<\s*answer(?:\s+\w+\s*=\s*\"([^\"]*)\")?\s*/?>|answer\s*>)(.*?)(?=<\s*/|<\s*end|<\s*answer|$)",
+    re.DOTALL | re.IGNORECASE,
+)
+_NO_ANSWER = (
+    r"[\s.…_?*()<>{}\[\]\"'-]*(?:(?:the|your|my|final|correct|numerical|answer|result|solution|goes|comes|here|insert|put"
+    r"|write|in|this)\b[\s.…_?*()<>{}\[\]\"'-]*)*"
+)
+PLACEHOLDER = re.compile(_NO_ANSWER, re.IGNORECASE)
+"""What a prompt shows in the place of an answer: a model that echoes it has given none."""
+EMPTY_BOX = re.compile(rf"\\f?boxed\s*\{{(?:\\text\s*\{{)?{_NO_ANSWER}\}}", re.IGNORECASE)
+END = re.compile(r"<\|(?:endoftext|im_end|eot_id|end_of_text|end)\|>|</s>")
+ENTITY = re.compile(r"&[A-Za-z]{2,8};")
+METHOD = re.compile(r"\W*(?:To|We|Let|First|Since|Using|By|If|When|In order|Note)\b")
+STATED = re.compile(
+    r"(?:answer|(?:correct|right|best) (?:option|choice))(?:\s*\([^()\n]{1,40}\)|\s+(?:to|for)\s[^.:=\n]{1,80}?)?"
+    r"[\"'*_]*\s*(?:is|:|=|(?:must|should|would|will) be)(?:\s+(?:therefore|thus|hence|then|simply|exactly|equal to))?"
+    r"(?![a-mo-z]|n[a-z])(?!\s+(?:\w+ly\s+)?(?:(?:in)?correct|wrong|inside|expressed|written|formatted)\b)\s*:?\s*[\"*]*"
+    r"|(?:^|\n)[#* \t]*(?:final +)?answer[*:]*[ \t]*\n\s*",
+    re.IGNORECASE,
+)
+DENIED = re.compile(r"\W*n(?:ot|['’]t)\b\W*(?:[-−]?\d|[A-J]\b)")
+TWO_LETTERS = re.compile(r"^\W*[A-J]\W*(?:,|or|and|/|&)\W*[A-J]\b(?!['’])")
 CHOSEN = re.compile(
     r"\b([A-HJ])\)?,?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
-    r"|\b(?:choose|pick|select)\s+(?:(?:option|choice|answer)\s+)?\(?([A-HJ])\b(?!['’])"
+    r"|\b(?:choose|pick|select|go(?:ing)? with)\s+(?:(?:option|choice|answer)\s+)?\(?([A-HJ])\b(?!['’])"
+    r"|\b(?:[Ss]o|[Tt]hus|[Tt]herefore|[Hh]ence),?\s+\(?([A-HJ])\b\W*$"
 )
-MARKED = re.compile(r"\(([A-Ja-j])\)|(?:^|\n)[ \t*]*([A-J])[.):](?:\s|$)|^\s*([A-J])\W*$")
-WORDS = re.compile(r"^(?:\\text\{)?\s*[A-Za-z][A-Za-z'.]+(?:[\s-]+[A-Za-z'.]+)*\s*\}?$")
-CLOCK = re.compile(r"^(\d{1,2}):(\d\d)\s*(?:([ap])\.?\s*m\.?)?$", re.IGNORECASE)
-IN_BASE = re.compile(r"^(\w+)_\{?(\d+)\}?$")
-NOISE = re.compile(r"\\left|\\right|\\!|\\,|\\;|\\ |\\\$|\$|\s|~|\\displaystyle")
+MARKED = re.compile(r"\(([A-Ja-j])\)|(?:^|\n)[ \t*]*([A-J])[.):](?:\s|$)|^\W*(?:[Oo]ption |[Cc]hoice )?([A-J])\W*$")
 
 
 def last_boxed(text: str) -> str | None:
@@ -72,87 +90,107 @@ def last_boxed(text: str) -> str | None:
 
 def extract_answer(text: str, answer_format: str) -> tuple[str | None, str]:
     """(answer, rule): the answer as written, and where it was found; (None, "none") where there is none."""
+    ended = END.split(text, maxsplit=1)[0]
+    text = ENTITY.sub(
+        lambda found: html.unescape(found.group()), ended if ended.strip() and "<|" not in ended else text
+    )
+    answer, rule = _extract(_this_problem(text), answer_format)
+    for i, question in enumerate(itertools.islice(NEXT_QUESTION.finditer(text), 5)):
+        before = text[: question.start()]
+        first, first_rule = _extract(_this_problem(before), answer_format)
+        sure = first_rule == "boxed" or i == 0 and (first_rule in ("####", "stated") or RESULT.search(before))
+        if first is not None and sure:
+            answer, rule = first, first_rule
+            break
+    return (with_its_unit(answer, text) if answer and answer_format != "choice" else answer), rule
+
+
+def _this_problem(text: str) -> str:
+    """The text without another problem behind the boxed answer."""
+    another = NEXT_PROBLEM.search(text, len(text.partition("\\boxed")[0]))
+    return text[: another.start()] if another else text
+
+
+def _extract(text: str, answer_format: str) -> tuple[str | None, str]:
+    """The same for a text that holds one question's solution."""
+    text = EMPTY_BOX.sub("", text)
     boxed = last_boxed(text)
-    if boxed is not None:
+    if boxed:
         return _shaped(boxed, answer_format), "boxed"
+    if boxed is None and re.search(r"\\f?boxed\s*\{", text):
+        return None, "none"  # cut off in the box
     if "####" in text:
         line = text.rpartition("####")[2].strip().split("\n")[0]
-        return _shaped(line, answer_format), "####"
-    stated = list(STATED.finditer(text))
-    if stated:
-        sentence = _sentence(text[stated[-1].end() :])
+        return _said(line, answer_format), "####"
+    bodies = [(attribute + body).strip() for attribute, body in TAG.findall(text)]
+    tagged = [body for body in bodies if not PLACEHOLDER.fullmatch(body)]
+    answer = _from_sentences(tagged[-1].split("\n\n")[0], answer_format) if tagged else None
+    if answer is not None:
+        return answer, "stated"
+    if stated := list(STATED.finditer(text)):
+        rest = text[stated[-1].end() :]
+        sentence = first_sentence(rest)
         denied = DENIED.match(sentence)
-        answer = None if denied else _shaped(sentence, answer_format)
-        if answer is not None or answer_format == "number" and (denied or re.match(r"[\s(\\$]*\d", sentence)):
-            return answer, "stated"  # several numbers are no number
+        answer = None if denied else _said(sentence, answer_format)
+        if answer_format == "math" and METHOD.match(sentence):
+            answer = _from_sentences(rest.split("\n\n")[0], answer_format)
+        settled = answer_format == "number" and (
+            denied or re.match(r"(?:between |either |from )?[\s(\\$]*\d", sentence)
+        )
+        if answer is not None or settled or answer_format == "choice" and TWO_LETTERS.match(sentence):
+            return answer, "stated"  # several numbers or letters are no answer
+        text = rest[len(sentence) :] if denied and answer_format == "choice" else text
     if answer_format == "choice":
         marks = [next(filter(None, groups)) for groups in CHOSEN.findall(text) or MARKED.findall(text)]
         return (marks[-1].upper(), "letter") if marks else (None, "none")
-    if answer_format == "number" and FINISHED.search(text):
-        numbers = _numbers(text)
-        return (numbers[-1], "last number") if numbers else (None, "none")
+    text = NO_TEXT.sub("", text[-4000:].strip()).strip()
+    if as_number(text) is not None or answer_format == "math" and is_formula(text):
+        return text, "last number"
+    if FINISHED.search(text) and (answer := CLOSING[answer_format](text)):
+        return answer, "last number"
     return None, "none"
 
 
-def _numbers(text: str) -> list[str]:
-    """All numbers of a text, as written."""
-    return [found.group() for found in LAST_NUMBER.finditer(text)]
+def _from_sentences(text: str, answer_format: str) -> str | None:
+    """The answer in the last sentence; in mathematics in the last that gives one, rather than asks or goes on."""
+    if answer_format == "math" and re.match(r"[^\n]*:\s*\n", text) and (closing := CLOSING["math"](text)):
+        return closing  # a calculation, line by line
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z(])", text)
+    answers = []
+    for sentence in reversed(sentences if answer_format == "math" else sentences[-1:]):
+        stated = list(STATED.finditer(sentence))
+        said = first_sentence(sentence[stated[-1].end() :] if stated else sentence)
+        answers.append(_said(said, answer_format))
+        goes_on = answers[-1] in (None, said) and not is_short(said) or sentence.endswith("?") or METHOD.match(sentence)
+        if not goes_on:
+            break
+    return answers[0] if goes_on else answers[-1]
 
 
-def _sentence(text: str) -> str:
-    """The text up to the end of its line or sentence; a dot inside a number or abbreviation ends nothing."""
-    line = text.strip().split("\n")[0]
-    end = re.search(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<![a-z]\.[a-z])\.(?:\s+[A-Z]|\s*$)|[!?](?:\s|$)", line)
-    line = line[: end.start()] if end else line
-    return line.strip().rstrip(",;").strip("*").strip()
+def _said(sentence: str, answer_format: str) -> str | None:
+    """The answer that a sentence gives."""
+    return _shaped(core_of(sentence) if answer_format == "math" else sentence, answer_format)
 
 
 def _shaped(answer: str, answer_format: str) -> str | None:
     """An answer as its format wants it: a letter, a number without words around it, or as it stands."""
-    answer = answer.strip().rstrip(".").strip()
+    answer = TRAILING.sub("", answer.strip())
     if answer_format == "choice":
-        found = LETTER.match(re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", answer))
+        letters = WRAPPED.sub(r"\1", answer)
+        found = None if TWO_LETTERS.match(letters) else LETTER.match(letters)
         return found.group(1).upper() if found else None
     if answer_format == "number" and as_number(answer) is None:
-        numbers = _numbers(answer.rpartition("=")[2])
-        return numbers[0] if len(numbers) == 1 or "=" in answer and numbers else None
+        result = answer.rpartition("=")[2]
+        found = list(NUMBER.finditer(result))
+        if (
+            not found
+            or IN_FORMULA.match(result[found[0].end() :])
+            or re.search(r"[*+/^]\s*$", result[: found[0].start()])
+        ):
+            return None
+        alone = len(found) == 1 or "=" in answer or as_number(result[found[0].start() :]) is not None
+        return found[0].group() if alone else None
     return answer or None
-
-
-def as_number(text: str) -> Fraction | None:
-    """The exact value of a text that is one number: signs, separators, fractions, currency and units allowed."""
-    if len(text) > LONGEST:
-        return None
-    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{\s*(?:\\?\$)?\s*\}", "", text.strip())
-    text = text.replace("−", "-").replace("\\$", "$").strip("$ ").replace("$", "").strip()
-    text = re.sub(r"(?:\^\s*\{?\\circ\}?|\\?%|°|\\(?:degree|circ)s?)\s*$", "", text).strip()
-    if found := FRACTION.match(text):
-        return _ratio(*found.groups())
-    if found := MIXED.match(text):
-        whole, *parts = (part for part in found.groups() if part is not None)
-        part = _ratio("", *parts)
-        size = None if part is None else abs(int(whole)) + part
-        return -size if size is not None and whole.startswith("-") else size
-    if found := re.match(r"^(-?)\(?\s*(-?\d+)\s*/\s*(\d+)\s*\)?$", text):
-        return _ratio(*found.groups())
-    if re.match(r"^-?\d+(?:\.\d+)?[eE][-+]?\d\d?$", text):
-        return Fraction(text)
-    found = PLAIN.match(text)
-    digits = re.sub(r"[^\d.+-]", "", found[1])
-    scale, unit = 1, found[2]
-    if scaled := SCALED.match(f" {unit}"):
-        scale, unit = SCALES[scaled[1].lower()], unit[len(scaled[1]) :]
-    if not re.search(r"\d", digits) or not UNIT.match(unit) or re.match(r"[a-z]$", unit) or NO_UNIT.search(unit):
-        return None
-    return Fraction(digits) * scale
-
-
-def _ratio(sign: str, top: str, bottom: str) -> Fraction | None:
-    """A fraction from its parts; None where it divides by zero."""
-    if not int(bottom):
-        return None
-    value = Fraction(int(top), int(bottom))
-    return -value if sign else value
 
 
 def is_correct(answer: str, reference: str, answer_format: str) -> bool:
@@ -161,39 +199,24 @@ def is_correct(answer: str, reference: str, answer_format: str) -> bool:
         return answer.upper() == reference.strip().upper()
     ours, theirs = as_number(answer), as_number(reference)
     if ours is not None and theirs is not None:
-        exact = all(1000 % value.denominator == 0 for value in (ours, theirs))  # not cut short by rounding
-        return ours == theirs or (not exact and abs(ours - theirs) <= abs(theirs) / 10_000)
+        if same_value(ours, theirs):
+            return True
+        percent = ["%" in text or "percent" in text for text in (answer, reference)]
+        return percent[0] != percent[1] and same_value(ours / (1 + 99 * percent[0]), theirs / (1 + 99 * percent[1]))
     if answer_format == "number":
         return False
-    ours, theirs = _plain_text(answer), _plain_text(reference)
-    if ours == theirs:
-        return True
-    if (clock := CLOCK.match(ours)) and (other := CLOCK.match(theirs)):
-        return _same_time(clock, other)
-    if (based := IN_BASE.match(ours)) and (other := IN_BASE.match(theirs)):
-        return based.groups() == other.groups()
-    mathematical = answer_format == "math" and not WORDS.match(answer) and not WORDS.match(reference)
-    return mathematical and symbolically_equal(answer, reference)
+    same = same_writing(answer, reference)
+    if same is None and answer_format == "math":
+        return symbolically_equal(answer, reference)
+    return bool(same)
 
 
-def _same_time(ours: re.Match, theirs: re.Match) -> bool:
-    """3:30 p.m. is 15:30, and 3:30 where one side does not say which half of the day."""
-    (hour, minute, half), (other_hour, other_minute, other_half) = ours.groups(), theirs.groups()
-    hours = int(hour) % 12 + 12 * (half == "p") if half else int(hour)
-    other_hours = int(other_hour) % 12 + 12 * (other_half == "p") if other_half else int(other_hour)
-    either_half = bool(half) != bool(other_half) and 1 <= (other_hours if half else hours) <= 12
-    return minute == other_minute and (hours == other_hours or either_half and (hours - other_hours) % 12 == 0)
-
-
-def _plain_text(text: str) -> str:
-    """A text without what does not matter: spaces, layout commands, case, closing dot."""
-    text = re.sub(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\[dt]frac", r"\\frac", text).replace("\\varnothing", "\\emptyset")
-    return NOISE.sub("", text).rstrip(".").casefold()
-
-
-def grade(text: str, reference: str, answer_format: str) -> Grade:
-    """Extract and compare."""
+def grade(text: str, reference: str, answer_format: str, finished: bool = True) -> Grade:
+    """Extract and compare. A text that was cut off has an answer only where that stands whole before the cut."""
     answer, rule = extract_answer(text, answer_format)
+    if not finished and answer is not None and rule != "boxed":
+        at_the_end = text.rstrip().rstrip(".$*").endswith(answer.rstrip(".$*"))
+        if at_the_end or rule in ("last number", "letter"):
+            answer, rule = None, "none"
     right = answer is not None and is_correct(answer, reference, answer_format)
     return Grade(answer, right, rule)
