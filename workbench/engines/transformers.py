@@ -5,89 +5,27 @@ and kept, a prompt asked at several temperatures is encoded once, keys and value
 buffers in place instead of being copied at every token, and finished sequences leave the batch.
 """
 
+import gc
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
+from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache
 
-from workbench.engines import Generation, Request
+from workbench.engines import NO_ANSWER, Engine, Generation, Request, adapter_base
+from workbench.engines.cache import BufferLayer
+from workbench.engines.tokens import context_limit, room_behind, tokenized
 
 STOP_EVERY = 8
 """Tokens between two looks for a stop string."""
 COMPACT_BELOW = 0.8
 """Share of unfinished sequences under which the batch is made smaller."""
-
-
-class BufferLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room for what is still to come."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room, self.length = room, 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Append (batch, heads, new, size) in place; return everything so far."""
-        new = key_states.shape[-2]
-        if not self.is_initialized:
-            batch, heads, _, size = key_states.shape
-            self.keys = key_states.new_empty(batch, heads, self.room, size)
-            self.values = torch.empty_like(self.keys)
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        end = self.length + new
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        """Positions filled."""
-        return self.length
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order; a row may be taken several times."""
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(len(rows), *old.shape[1:])
-            new[:, :, : self.length] = old[rows, :, : self.length]
-            setattr(self, name, new)
-
-    def grown(self, batch: int, room: int) -> "BufferLayer":
-        """A copy for a batch of `batch` equal rows, with another amount of room."""
-        other = BufferLayer(room)
-        other.keys = self.keys.new_empty(batch, self.keys.shape[1], room, self.keys.shape[3])
-        other.values = torch.empty_like(other.keys)
-        other.keys[:, :, : self.length] = self.keys[:, :, : self.length]
-        other.values[:, :, : self.length] = self.values[:, :, : self.length]
-        other.dtype, other.device, other.length, other.is_initialized = (
-            self.dtype,
-            self.device,
-            self.length,
-            True,
-        )
-        return other
-
-
-def decode_attention(module, query, key, value, attention_mask, **kwargs) -> tuple[Tensor, None]:
-    """Attention that reads shared key/value heads in place when there is one query per sequence.
-
-    The query heads of a group attend to the same keys, so they can stand as queries of one head:
-    (batch, heads, 1, size) -> (batch, kv heads, heads per kv head, size).
-    """
-    batch, heads, length, size = query.shape
-    if length > 1 or attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    grouped = query.view(batch, key.shape[1], heads // key.shape[1], size)
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=kwargs["scaling"])
-    return out.reshape(batch, 1, heads, size), None
-
-
-AttentionInterface.register("workbench_decode", decode_attention)
 
 
 @dataclass
@@ -104,21 +42,37 @@ class _Rows:
         return _Rows(*(value[rows] for value in vars(self).values()))
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """A causal language model from a directory, in this process."""
 
-    def __init__(self, checkpoint: Path, dtype: str = "auto", threads: int = 1) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: str = "auto",
+        threads: int = 1,
+        max_model_len: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = "float32" if self.device.type == "cpu" else "auto"
         self.dtype = on_cpu if dtype == "auto" else dtype
+        self.max_model_len, self.trust_remote_code = max_model_len, trust_remote_code
         self.load(checkpoint)
 
     def load(self, checkpoint: Path) -> None:
-        """Read model and tokenizer from a directory."""
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=self.dtype).to(self.device).eval()
+        """Read model and tokenizer from a directory; a LoRA adapter is folded into its model in memory."""
+        self.model = None  # two at once may be too many
+        base, trust = adapter_base(checkpoint), self.trust_remote_code
+        model = AutoModelForCausalLM.from_pretrained(
+            base or checkpoint, dtype=self.dtype, trust_remote_code=trust, use_safetensors=True
+        )
+        if base:
+            model = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
+        self.model = model.to(self.device).eval()
         self.model.set_attn_implementation("workbench_decode")
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.tokenizer = AutoTokenizer.from_pretrained(base or checkpoint, trust_remote_code=trust)
+        self.limit = context_limit(base or checkpoint, self.max_model_len)
         generation = self.model.generation_config.eos_token_id
         ends = generation if isinstance(generation, list) else [generation, self.tokenizer.eos_token_id]
         self.end_ids = torch.tensor(sorted({i for i in ends if i is not None}), device=self.device)
@@ -136,42 +90,72 @@ class TransformersEngine:
             held[name].copy_(tensor)
         self._prefix = ([], [])
 
+    def rest(self) -> bool:
+        """Stay where that is cheap: on a CPU, and small; else close."""
+        stays = self.device.type == "cpu" and psutil.Process().memory_info().rss < psutil.virtual_memory().total / 4
+        if not stays:
+            self.close()
+        return stays
+
+    def close(self) -> None:
+        """Give back everything."""
+        self.model, self._prefix = None, ([], [])
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @torch.inference_mode()
     def generate(
         self, requests: Sequence[Request], *, max_new_tokens: int, stop: Sequence[str] = ()
     ) -> list[Generation]:
         """Continue each prompt; see `Engine.generate`."""
-        if not requests:
-            return []
-        prompts = list(dict.fromkeys(request.prompt for request in requests))
-        ids = self.tokenizer(prompts)["input_ids"]
-        tokens = torch.full((len(requests), max_new_tokens), -1, device=self.device)
-        rows, cache, logits = self._encode(requests, prompts, ids, max_new_tokens)
-        for step in range(max_new_tokens):
+        ids = tokenized(self.tokenizer, requests)
+        room = room_behind(ids, self.limit, max_new_tokens)
+        fitting = [i for i, tokens in enumerate(room) if tokens]
+        results = [NO_ANSWER] * len(requests)
+        if fitting:
+            chosen = [requests[i] for i in fitting]
+            made = self._continue(chosen, [ids[i] for i in fitting], [room[i] for i in fitting], stop)
+            for i, row in zip(fitting, made, strict=True):
+                results[i] = self._finish(row[: room[i]], stop)
+        return results
+
+    def _continue(
+        self, requests: Sequence[Request], ids: list[list[int]], room: list[int], stop: Sequence[str]
+    ) -> list[list[int]]:
+        """New token ids for each request, at least up to its end or its room; -1 where there are none."""
+        longest = max(room)
+        tokens = torch.full((len(requests), longest), -1, device=self.device)
+        room_left = torch.tensor(room, device=self.device)
+        rows, cache, logits = self._encode(requests, ids, longest)
+        live = torch.ones(len(requests), dtype=torch.bool, device=self.device)
+        for step in range(longest):
             chosen = _choose(logits, rows.temperature, rows.noise[:, step])  # (rows,)
             tokens[rows.index, step] = chosen
-            live = ~torch.isin(chosen, self.end_ids)
+            live = live & ~torch.isin(chosen, self.end_ids) & (room_left[rows.index] > step + 1)
             if stop and step % STOP_EVERY == STOP_EVERY - 1:
                 live &= ~self._has_stop(tokens[rows.index, max(0, step - 4 * STOP_EVERY) : step + 1], stop)
-            if step + 1 == max_new_tokens or not live.any():
+            if not live.any():
                 break
-            # A finished row that stays for a few steps more writes behind its end, which is cut off below.
+            # A finished row that stays for a few steps more writes behind its end, which is cut off in `_finish`.
             if live.float().mean() < COMPACT_BELOW:
                 keep = live.nonzero().squeeze(1)
-                rows, chosen = rows.select(keep), chosen[keep]
+                rows, chosen, live = rows.select(keep), chosen[keep], live[keep]
                 for layer in cache.layers:
                     layer.select(keep)
             rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(chosen), 1)], dim=1)
             logits = self._forward(chosen[:, None], rows.mask, rows.position[:, None], cache)
-            rows.position += 1
-        return [self._finish(row, stop) for row in tokens.tolist()]
+            rows.position = (rows.position + 1).clamp(max=self.limit - 1)
+        return tokens.tolist()
 
     def _encode(
-        self, requests: Sequence[Request], prompts: list[str], ids: list[list[int]], max_new_tokens: int
+        self, requests: Sequence[Request], ids: list[list[int]], max_new_tokens: int
     ) -> tuple[_Rows, Cache, Tensor]:
         """Run the prompts through the model, each once, and lay out one row per request."""
-        prefix = self._shared_prefix(ids)
-        rest = [row[prefix:] for row in ids]
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, ids)))}
+        expand = torch.tensor([prompts[tuple(row)] for row in ids], device=self.device)
+        prefix = self._shared_prefix(list(map(list, prompts)))
+        rest = [list(row[prefix:]) for row in prompts]
         width = max(map(len, rest))
         padded = torch.tensor([[0] * (width - len(row)) + row for row in rest], device=self.device)
         lengths = torch.tensor([len(row) for row in rest], device=self.device)
@@ -186,8 +170,6 @@ class TransformersEngine:
             layers = [BufferLayer(room) for _ in range(self.model.config.num_hidden_layers)]
         cache = Cache(layers=layers)
         logits = self._forward(padded, mask, position, cache)
-        place = {prompt: i for i, prompt in enumerate(prompts)}
-        expand = torch.tensor([place[request.prompt] for request in requests], device=self.device)
         for layer in layers:
             layer.select(expand)
         rows = _Rows(
@@ -244,13 +226,21 @@ class TransformersEngine:
         return torch.tensor([any(s in text for s in stop) for text in texts], device=self.device)
 
     def _finish(self, row: list[int], stop: Sequence[str]) -> Generation:
-        """Cut a row of ids at its end token, and its text at the first stop string."""
+        """Cut a row of ids at its end token, or behind the first stop string, from which on it is no text."""
+
+        def text(length: int) -> str:
+            return self.tokenizer.decode(row[:length], skip_special_tokens=True)
+
         ends = set(self.end_ids.tolist())
         length = next((i for i, token in enumerate(row) if token in ends or token < 0), len(row))
-        text = self.tokenizer.decode(row[:length], skip_special_tokens=True)
-        cut = min((at for at in (text.find(s) for s in stop) if at >= 0), default=None)
-        finished = cut is not None or length < len(row)
-        return Generation(text[:cut].strip(), length, finished)
+        finished = length < len(row)
+        if any(s in text(length) for s in stop):
+            # The fewest tokens whose text holds one, which is where vLLM stops and what it counts.
+            length = bisect_left(range(length), True, key=lambda n: any(s in text(n) for s in stop))
+            finished = True
+        found = text(length)
+        cut = min((at for at in (found.find(s) for s in stop) if at >= 0), default=None)
+        return Generation(found[:cut].strip(), length, finished)
 
 
 def _noise(seed: int, length: int) -> Tensor:
