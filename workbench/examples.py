@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.core.prompts import instruction_prompt, response
+from workbench.core.prompts import Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,14 +22,17 @@ class Example:
     first: int
 
 
-def answers(tokenizer: "PreTrainedTokenizerBase", pairs: Sequence[tuple[str, str]]) -> list[Example]:
-    """(question, solution) pairs in the instruction format; loss on the solution and the end-of-text token."""
+def answers(tokenizer: "PreTrainedTokenizerBase", pairs: Sequence[tuple[str, str]], prompts: Prompts) -> list[Example]:
+    """(question, solution) pairs as prompt and response; loss on the response and the end-of-text token."""
     if not pairs:
         return []
     end = [tokenizer.eos_token_id]
-    prompts = tokenizer([instruction_prompt(question) for question, _ in pairs])["input_ids"]
-    solutions = tokenizer([response(solution) for _, solution in pairs], add_special_tokens=False)["input_ids"]
-    return [Example(prompt + answer + end, len(prompt)) for prompt, answer in zip(prompts, solutions, strict=True)]
+    asked = tokenizer([prompts.prompt(question) for question, _ in pairs], add_special_tokens=not prompts.is_whole)
+    said = tokenizer([prompts.response(solution) for _, solution in pairs], add_special_tokens=False)
+    return [
+        Example(prompt + answer + end, len(prompt))
+        for prompt, answer in zip(asked["input_ids"], said["input_ids"], strict=True)
+    ]
 
 
 def plain_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int) -> list[Example]:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import DATASETS, needs_datasets
 from workbench.jobs import TaskSource
-from workbench.tasks import TASKS, check_source, load_questions
+from workbench.tasks import TASKS, check_source, check_worked, load_questions
 
 
 @needs_datasets
@@ -95,3 +95,26 @@ def test_an_empty_file_and_a_lone_train_file_are_refused(tmp_path):
 
 def test_a_hub_task_is_not_fetched_by_a_check(home):
     assert check_source(TaskSource(task="gsm8k"), "train") is None
+
+
+@needs_datasets
+def test_worked_solutions_come_from_the_train_split_or_else_from_the_test_split():
+    def split_of(task):
+        return check_worked(TaskSource(task=task, datasets=str(DATASETS)))
+
+    assert (split_of("gsm8k"), split_of("math"), split_of("mathqa")) == ("train", "train", "test")
+    first = load_questions(TaskSource(task="mathqa", datasets=str(DATASETS)), "test").questions[0]
+    assert first.solution.startswith("log 8 x") and first.solution.endswith("answer : a\nThe answer is (A).")
+    with pytest.raises(ValueError, match="asdiv has no worked solutions; gsm8k, math and mathqa have them"):
+        split_of("asdiv")
+    with pytest.raises(ValueError, match="no task 'gsm9k'"):
+        split_of("gsm9k")
+
+
+def test_a_task_without_worked_solutions_is_refused_as_a_reasoning_set(tmp_path):
+    file = tmp_path / "bare.jsonl"
+    file.write_text('{"question": "1+1?", "answer": "2"}\n')
+    with pytest.raises(ValueError, match="bare has no worked solutions"):
+        check_worked(TaskSource(task=str(file)))
+    file.write_text('{"question": "1+1?", "answer": "2", "solution": "1 + 1 = 2."}\n')
+    assert check_worked(TaskSource(task=str(file))) == "test"

@@ -18,8 +18,9 @@ from workbench.events import Emit, read_lines
 from workbench.examples import SHIPPED_TEXT, Example, answers, drawn, plain_texts, read_paragraphs
 from workbench.jobs import AnalyzeJob
 from workbench.phases.process import main
+from workbench.prompting import open_prompts
 from workbench.rundir import PhaseDir, read_json, write_json
-from workbench.tasks import load_questions
+from workbench.tasks import check_worked, load_questions
 
 
 def run(job: AnalyzeJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
@@ -55,9 +56,9 @@ def measure_sets(job: AnalyzeJob, place: PhaseDir, emit: Emit) -> None:
     left = [name for name in left if name == "plain" or job.reasoning or job.solutions]
     if not left:
         return
-    tokenizer = AutoTokenizer.from_pretrained(job.start.path)
+    tokenizer = AutoTokenizer.from_pretrained(job.start.path, trust_remote_code=job.trust_remote_code)
     texts = {name: examples_of(name, job, tokenizer) for name in left}
-    model = open_model(Path(job.start.path), job.analyze.dtype)
+    model = open_model(Path(job.start.path), job.analyze.dtype, trust_remote_code=job.trust_remote_code)
     for number, name in enumerate(left):
         origin, examples = texts[name]
         importance, about = measure(
@@ -88,7 +89,8 @@ def examples_of(name: str, job: AnalyzeJob, tokenizer: PreTrainedTokenizerBase) 
         found = plain_texts(tokenizer, drawn(paragraphs, settings.num_examples, job.seed), settings.max_length)
     else:
         origin, pairs = reasoning_pairs(job)
-        fitting = [e for e in answers(tokenizer, pairs) if len(e.ids) <= settings.max_length]
+        prompts = open_prompts(job.prompt, Path(job.start.path))
+        fitting = [e for e in answers(tokenizer, pairs, prompts) if len(e.ids) <= settings.max_length]
         found = drawn(fitting, settings.num_examples, job.seed)
     if len(found) < 2:
         raise ValueError(
@@ -105,9 +107,11 @@ def reasoning_pairs(job: AnalyzeJob) -> tuple[str, list[tuple[str, str]]]:
         ValueError: neither is there.
     """
     if job.reasoning:
-        task = load_questions(job.reasoning, "train")
+        # Of the task that a run trains on, only the train split: its test questions are for evaluation.
+        split = "train" if job.solutions and not job.analyze.task else check_worked(job.reasoning)
+        task = load_questions(job.reasoning, split)
         if pairs := [(q.text, q.solution) for q in task.questions if q.solution]:
-            return f"{task.name}, train", pairs
+            return f"{task.name}, {split}", pairs
     rows = [row for path in job.solutions for row in read_lines(Path(path))[0] if row["kept"]]
     if not rows:
         raise ValueError(

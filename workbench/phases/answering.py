@@ -1,49 +1,69 @@
-"""Greedy answers to a task's questions: asked, graded, and scored with n and interval."""
+"""Answers to a task's questions: asked and graded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from workbench.config import PromptConfig
 from workbench.core.answers import grade
-from workbench.core.prompts import STOP_STRINGS
-from workbench.core.statistics import wilson_interval
-from workbench.engines import Engine, Request
+from workbench.core.prompts import Prompts
+from workbench.engines import Engine, Generation, Request
+from workbench.phases.batches import stable_seed
+from workbench.prompting import open_prompts
 from workbench.tasks import LoadedTask, Question
 
 
-def answer(
-    engine: Engine, batch: Sequence[tuple[Question, str]], task: LoadedTask, max_new_tokens: int
-) -> list[dict[str, Any]]:
-    """One row per (question, prompt) of a batch: text, answer found, whether it is right."""
-    made = engine.generate([Request(prompt) for _, prompt in batch], max_new_tokens=max_new_tokens, stop=STOP_STRINGS)
-    rows = []
-    for (question, _), generation in zip(batch, made, strict=True):
-        result = grade(generation.text, question.reference, task.answer_format)
-        rows.append(
-            {
-                "task": task.name,
-                "question_id": question.question_id,
-                "sample": 0,
-                "question": question.text,
-                "reference": question.reference,
-                "text": generation.text,
-                "answer": result.answer,
-                "is_correct": result.is_correct,
-                "num_tokens": generation.num_tokens,
-            }
+@dataclass(frozen=True)
+class Asking:
+    """How the questions of a task are put: sample 0 is greedy, every other is drawn at a temperature."""
+
+    prompts: Prompts
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: PromptConfig, model: Any, max_new_tokens: int, temperature: float = 0.0, seed: int = 0):
+        """For the model in a directory."""
+        return cls(open_prompts(config, model), config.stop, max_new_tokens, temperature, seed)
+
+
+Batch = Sequence[tuple[Question, int, str]]
+"""(question, sample, prompt)."""
+
+
+def answers(engine: Engine, due: Sequence[tuple[LoadedTask, Batch]], asking: Asking) -> Iterator[list[dict[str, Any]]]:
+    """For each batch of questions of a task, one row per question and sample: text, answer, whether it is right."""
+    requests = (_requests(task, batch, asking) for task, batch in due)
+    made = engine.stream(requests, max_new_tokens=asking.max_new_tokens, stop=asking.stop)
+    for (task, batch), generations in zip(due, made, strict=True):
+        yield [_row(task, *about, found) for about, found in zip(batch, generations, strict=True)]
+
+
+def _requests(task: LoadedTask, batch: Batch, asking: Asking) -> list[Request]:
+    return [
+        Request(
+            prompt,
+            asking.temperature if sample else 0.0,
+            stable_seed("evaluate", asking.seed, task.name, question.question_id, sample) if sample else 0,
+            asking.prompts.is_whole,
         )
-    return rows
+        for question, sample, prompt in batch
+    ]
 
 
-def score_of(task: str, domain: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy on a task with its n and Wilson interval."""
-    n, right = len(rows), sum(row["is_correct"] for row in rows)
-    low, high = wilson_interval(right, n)
+def _row(task: LoadedTask, question: Question, sample: int, _: str, made: Generation) -> dict[str, Any]:
+    result = grade(made.text, question.reference, task.answer_format, made.finished)
     return {
-        "task": task,
-        "domain": domain,
-        "num_questions": n,
-        "num_correct": right,
-        "accuracy": right / n,
-        "ci_low": low,
-        "ci_high": high,
+        "task": task.name,
+        "question_id": question.question_id,
+        "sample": sample,
+        "question": question.text,
+        "reference": question.reference,
+        "text": made.text,
+        "answer": result.answer,
+        "is_correct": result.is_correct,
+        "num_tokens": made.num_tokens,
+        "finished": made.finished,
     }

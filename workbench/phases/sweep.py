@@ -9,30 +9,33 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+from workbench import disk, labdir, store
 from workbench import lab as labs
-from workbench import labdir, store
 from workbench.core.layers import layer_of, part_of
-from workbench.core.prompts import instruction_prompt
-from workbench.engines import Engine, open_engine
-from workbench.events import append_lines, read_lines
+from workbench.core.scores import score_of
+from workbench.engines import Engine, batch_size, open_engine
+from workbench.events import append_lines, cut_torn, read_lines
 from workbench.jobs import TaskSource
 from workbench.labdir import Export, LabDir, Point, Search, label, point_id
 from workbench.merging.export import export
+from workbench.merging.files import restore
 from workbench.merging.stream import Models, merged_tensors, open_models, pair_moments, recipe_for, weight_change
-from workbench.phases.answering import answer, score_of
+from workbench.phases.answering import Asking, answers
 from workbench.phases.batches import batches_by_length
-from workbench.phases.sample import draw_questions
 from workbench.phases.search import next_merge
-from workbench.place import is_taken, spare_threads, take_place
+from workbench.place import take_place
 from workbench.processes import record_process
+from workbench.queueing import is_taken, spare_threads
+from workbench.redact import redact_output, redacted
 from workbench.rundir import read_json, store_path, write_json
-from workbench.tasks import LoadedTask, load_questions
+from workbench.tasks import LoadedTask, draw_questions, load_questions
 
 logger = logging.getLogger(__name__)
 WARM_S = 180.0
@@ -49,7 +52,11 @@ class Sweep:
     def __init__(self, lab: LabDir) -> None:
         self.lab, self.root = lab, lab.path.parents[1]
         self.config = labdir.read_config(lab)
-        self.models: Models = open_models(*(Path(p) for p in (self.config.base, self.config.start, self.config.sft)))
+        sides = [Path(path) for path in (self.config.base, self.config.start, self.config.sft)]
+        restore(*sides)
+        self.models: Models = open_models(*sides)
+        for file in (lab.outcomes, lab.points):
+            cut_torn(file)
         self.outcomes, _ = read_lines(lab.outcomes)
         self.engine: Engine | None = None
         self.loaded: str | None = None
@@ -82,8 +89,10 @@ class Sweep:
             self.say(None)
             return
         except (ValueError, OSError) as problem:
+            if disk.is_full(problem):
+                raise  # the request stays: it is gone on with once there is room
             logger.exception("request %d failed", number)
-            error = str(problem)
+            error = redacted(str(problem))
         self.say(None, error=error, requests_done=number + 1)
 
     def say(self, doing: str | None, **news: Any) -> None:
@@ -139,7 +148,7 @@ class Sweep:
     def point(self, number: int, request: Point, prefix: str = "", search: int | None = None) -> None:
         """Merge in memory and answer what was not answered yet, on every task that can be used."""
         name, text = point_id(request.merge, request.seed), label(request.merge, request.seed)
-        started, since = time.time(), time.time()
+        started = time.time()
 
         def waiting() -> None:
             self.say(f"waiting for a run on this machine to end, before {text}")
@@ -149,7 +158,7 @@ class Sweep:
             torch.set_num_threads(1)
             scores = self.measure(number, request, name, prefix + text)
         else:
-            with take_place(self.root, since, waiting=waiting):
+            with take_place(self.lab, self.root, "lab", waiting):
                 torch.set_num_threads(self.config.threads or spare_threads())
                 scores = self.measure(number, request, name, prefix + text)
         row = {"point_id": name, "merge": request.merge.model_dump(mode="json"), "seed": request.seed}
@@ -168,12 +177,14 @@ class Sweep:
                 for row in self.outcomes
                 if (row["point_id"], row["task"], row["split"]) == (name, task.name, request.split)
             }
-            prompts = [instruction_prompt(q.text) for q in task.questions]
-            for batch in batches_by_length(task.questions, prompts, self.config.engine.batch_size):
+            asking = Asking.of(self.config.prompt, Path(self.config.start), self.config.max_new_tokens)
+            prompts = [asking.prompts.prompt(q.text) for q in task.questions]
+            for pairs in batches_by_length(task.questions, prompts, batch_size(self.config.engine)):
+                batch = [(question, 0, prompt) for question, prompt in pairs]
                 self.check(number)
                 self.say(text, done=done, total=total)
-                if any(q.question_id not in known for q, _ in batch):
-                    fresh = answer(self.engine_for(request, name), batch, task, self.config.max_new_tokens)
+                if any(q.question_id not in known for q, _, _ in batch):
+                    fresh = next(answers(self.engine_for(request, name), [(task, batch)], asking))
                     fresh = [{"point_id": name, "split": request.split} | row for row in fresh]
                     fresh = [row for row in fresh if row["question_id"] not in known]
                     append_lines(self.lab.outcomes, fresh)
@@ -199,7 +210,7 @@ class Sweep:
             task = load_questions(source, split)
             if split == "train" and source == self.config.id_task:
                 drawn, shown = draw_questions(
-                    task.questions, self.config.num_questions, self.config.few_shot, self.config.seed
+                    task.questions, self.config.num_questions, self.config.sample, self.config.seed
                 )
                 task = task.without({q.question_id for q in (*drawn, *shown)})
             if not task.questions:
@@ -213,7 +224,9 @@ class Sweep:
     def engine_for(self, request: Point, name: str) -> Engine:
         """The warm engine with this merge in it."""
         if self.engine is None:
-            self.engine = open_engine(Path(self.config.start), self.config.engine, torch.get_num_threads())
+            self.engine = open_engine(
+                Path(self.config.start), self.config.engine, torch.get_num_threads(), self.config.trust_remote_code
+            )
         if self.loaded != name:
             recipe = recipe_for(self.models, request.merge, request.seed, labs.layer_importance(self.lab))
             self.engine.load_tensors(
@@ -239,6 +252,7 @@ def as_tensor(array: Any, entry: Any) -> torch.Tensor:
 
 def main() -> None:
     """Work in the lab named on the command line; one process per lab."""
+    redact_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     lab = LabDir(Path(sys.argv[1]).absolute())
     while True:
@@ -246,10 +260,16 @@ def main() -> None:
             with FileLock(lab.path / ".lab.lock", timeout=5):
                 record_process(lab, os.getpid())  # of two that were started at once, the one that works
                 try:
+                    disk.reserve(lab.path)
                     Sweep(lab).run()
                 except (ValueError, OSError) as error:  # the checkpoints cannot be read
                     logger.exception("the lab failed")
-                    write_json(lab.status, (read_json(lab.status) or {}) | {"doing": None, "error": str(error)})
+                    why = str(error)
+                    if disk.is_full(error):
+                        why = disk.sentence(lab.path, "ask again; what was answered is kept")
+                    said = (read_json(lab.status) or {}) | {"doing": None, "error": redacted(why)}
+                    with suppress(OSError):
+                        disk.write_status(lab.status, said)
                     return
                 # From here on `wake` starts another process; what was asked for just before is ours.
                 lab.process.unlink(missing_ok=True)

@@ -7,10 +7,24 @@ from typing import Any
 
 from workbench.jobs import TaskSource
 from workbench.rundir import home
+from workbench.settings import NotHere
 from workbench.tasks import asdiv, generic, gsm8k, math, mathqa, mawps, mmlu_stem, pocket, sat_math, svamp
 from workbench.tasks.base import LoadedTask, Question, Task
+from workbench.tasks.drawing import draw_questions
+from workbench.tasks.toml_task import read_task
 
-__all__ = ["TASKS", "LoadedTask", "Question", "Task", "check_source", "check_worked", "load_questions", "tuning_split"]
+__all__ = [
+    "TASKS",
+    "LoadedTask",
+    "Question",
+    "Task",
+    "check_source",
+    "check_worked",
+    "draw_questions",
+    "has_split",
+    "load_questions",
+    "tuning_split",
+]
 
 EDITIONS = "https://github.com/ZubinGou/math-evaluation-harness/tree/main/data"
 POCKET = Path(__file__).parents[2] / "data" / "pocket" / "tasks"
@@ -48,11 +62,26 @@ def check_source(source: TaskSource, split: str) -> LoadedTask | None:
     return None if file is None else _read(task, split, _file_rows(file), str(file))
 
 
-def check_worked(source: TaskSource) -> None:
-    """Raise ValueError where the train questions of a task come without worked solutions."""
-    task = check_source(source, "train")
-    if task is not None and not any(question.solution for question in task.questions):
-        raise ValueError(f"task {task.name} has no worked solutions; gsm8k, math and mathqa have them")
+def check_worked(source: TaskSource) -> str:
+    """The split of a task whose questions come with worked solutions: train, else test.
+
+    Raises:
+        ValueError: neither does, or no such task.
+    """
+    for split in [split for split in ("train", "test") if has_split(source, split)] or ["test"]:
+        task = check_source(source, split)
+        if task is None or any(question.solution for question in task.questions):
+            return split
+    raise ValueError(f"task {task.name} has no worked solutions; gsm8k, math and mathqa have them")
+
+
+def has_split(source: TaskSource, split: str) -> bool:
+    """Whether a task has a split with usable rows; one that would come from the hub is taken at its word."""
+    try:
+        check_source(source, split)
+    except ValueError:
+        return False
+    return True
 
 
 def tuning_split(source: TaskSource) -> str:
@@ -62,11 +91,8 @@ def tuning_split(source: TaskSource) -> str:
         ValueError: the task has neither here.
     """
     for split in ("validation", "train"):
-        try:
-            check_source(source, split)
+        if has_split(source, split):
             return split
-        except ValueError:
-            continue
     task = TASKS.get(source.task)
     folder = Path(source.task) if task is None else Path(source.datasets or home() / "datasets") / task.name
     raise ValueError(
@@ -78,6 +104,8 @@ def tuning_split(source: TaskSource) -> str:
 def _locate(source: TaskSource, split: str) -> tuple[Task, Path | None]:
     """The task, and its local file; None where it is to come from the hub."""
     path = Path(source.task).expanduser()
+    if path.suffix == ".toml":
+        return _described(path, split)
     if path.is_file():
         if split != "test":
             raise ValueError(
@@ -101,11 +129,22 @@ def _locate(source: TaskSource, split: str) -> tuple[Task, Path | None]:
     if split not in task.splits:
         raise ValueError(f"task {task.name} has no {split} split, only {', '.join(task.splits)}")
     if task.hub is None:
-        raise ValueError(
+        raise NotHere(
             f"the rows of {task.name} are not on the hub in the form read here; put them at "
             f"{folder / task.name / split}.jsonl (from {EDITIONS}/{task.name}) or set datasets to their folder"
         )
     return task, None
+
+
+def _described(path: Path, split: str) -> tuple[Task, Path]:
+    """A task described in a TOML file."""
+    if not path.is_file():
+        raise ValueError(f"no task file {path}")
+    task, files = read_task(path)
+    if split not in files or not files[split].is_file():
+        there = ", ".join(name for name, file in files.items() if file.is_file())
+        raise ValueError(f"task {task.name} ({path}) has no {split} split, only {there}")
+    return task, files[split]
 
 
 def _aliases(folder: Path, task: Task, split: str) -> list[Path]:
@@ -162,6 +201,6 @@ def _read(task: Task, split: str, rows: Iterable[Mapping[str, Any] | str], origi
     if not questions:
         raise ValueError(f"{origin} has no usable row ({num_rows} rows){'; ' + problems[0] if problems else ''}")
     answer_format = task.answer_format
-    if task.name not in TASKS:
+    if task.name not in TASKS and task.read_row is generic.read_row:
         answer_format = generic.guess_format(question.reference for question in questions)
     return LoadedTask(task.name, answer_format, tuple(questions), num_rows, tuple(problems))
