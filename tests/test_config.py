@@ -27,7 +27,7 @@ POCKET = load_settings("pocket")
         ("alpha=NaN", "merge.alpha: Input should be a finite number"),
         ("learning_rate=0", "sft.learning_rate: Input should be greater than 0"),
         ("iterations=0", "iterations: Input should be greater than or equal to 1"),
-        ("method=magic", "method: Input should be 'vanilla' or 'imm', got 'magic'"),
+        ("method=magic", "method: Input should be 'vanilla', 'mixture', 'accumulation' or 'imm', got 'magic'"),
         ("alhpa=0.5", "unknown setting 'alhpa'; known here: model,"),
         ("merge.beta=1", "unknown setting 'merge.beta'; known here: alpha, drop_rate"),
         ("eval_tasks=pocket_steps", "eval_tasks must not name the train task"),
@@ -74,3 +74,10 @@ def test_the_command_shown_makes_the_same_config():
     again = build_config(POCKET, parse_assignments([word for word in words if "=" in word]))
     assert again == config
     assert setting(config, "alpha") == 0.25
+
+
+def test_a_setting_of_an_optional_section_is_set_and_a_misspelt_one_named():
+    assert build_config(load_settings("pocket"), {"sft.lora.rank": 3}).sft.lora.rank == 3
+    assert build_config(load_settings("pocket") | {"sft": {"lora": None}}, {"sft.lora.rank": 3}).sft.lora.rank == 3
+    with pytest.raises(ConfigError, match="unknown setting 'sft.lora.rnk'; known here: rank, alpha"):
+        build_config(load_settings("pocket"), {"sft.lora.rnk": 3})

@@ -4,6 +4,8 @@
 """
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,10 +17,10 @@ from workbench import checkpoints
 from workbench.config import AnalyzeConfig
 from workbench.events import read_lines
 from workbench.examples import check_text
-from workbench.ingest import analysis_rows
+from workbench.ingest import TABLES, analysis_rows
 from workbench.jobs import AnalyzeJob, Checkpoint, TaskSource
-from workbench.place import spare_threads
 from workbench.processes import is_alive, start_detached
+from workbench.queueing import spare_threads
 from workbench.rundir import ERROR, PhaseDir, read_json, write_json
 from workbench.tasks import check_worked
 
@@ -37,7 +39,13 @@ class Comparison(PhaseDir):
 
 
 def analysis_job(
-    model: str, other: str | None, task: TaskSource | None, text: str | None, settings: AnalyzeConfig, seed: int = 0
+    model: str,
+    other: str | None,
+    task: TaskSource | None,
+    text: str | None,
+    settings: AnalyzeConfig,
+    seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> AnalyzeJob:
     """The importance of a model's layers, and how far another checkpoint's lie from it.
 
@@ -47,6 +55,7 @@ def analysis_job(
     for path in filter(None, [model, other]):
         if not is_adapter_directory(path) and checkpoints.check_model(path) is None:
             raise ValueError(f"{path} is no local model directory; give one with config.json and *.safetensors")
+    checkpoints.check_code(model, trust_remote_code)
     if task is not None:
         check_worked(task)
     if text is not None:
@@ -55,7 +64,7 @@ def analysis_job(
     others = [Checkpoint(checkpoint_id="other", kind="other", path=str(Path(other).absolute()))] if other else []
     return AnalyzeJob(
         base=base, start=base, checkpoints=tuple(others), reasoning=task, text=text, analyze=settings, seed=seed,
-        threads=spare_threads(),
+        threads=spare_threads(), trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
 
@@ -64,9 +73,31 @@ def is_adapter_directory(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
+def claim(place: PhaseDir, job: AnalyzeJob) -> None:
+    """Write down whose importance a directory keeps; what is there already is continued.
+
+    Raises:
+        ValueError: another model's, or with other settings.
+    """
+    asked, kept = _identity(job), read_json(place.job)
+    if kept is None and not any(place.path.glob("importance.*")):
+        write_json(place.job, job.model_dump(mode="json"))
+    elif kept is None or _identity(AnalyzeJob.model_validate(kept)) != asked:
+        whose = kept["base"]["path"] if kept else "a model that is not named there"
+        raise ValueError(
+            f"{place.path} holds the importance of {whose} with other settings than were asked for; give another --out"
+        )
+
+
+def _identity(job: AnalyzeJob) -> dict[str, Any]:
+    """What the result depends on."""
+    return job.model_dump(mode="json", exclude={"threads"})
+
+
 def ask(root: Path, job: AnalyzeJob) -> Comparison:
     """Start an analysis in the background; the same question is asked once."""
-    name = sha256(job.model_dump_json().encode()).hexdigest()[:12]
+    new = None if job.trust_remote_code else {"trust_remote_code"}  # it came later, and names stay what they were
+    name = sha256(job.model_dump_json(exclude=new).encode()).hexdigest()[:12]
     place = find(root, name)
     if not place.result.exists() and not is_alive(place):
         write_json(place.job, job.model_dump(mode="json"))
@@ -85,11 +116,27 @@ def all_comparisons(root: Path) -> list[Comparison]:
     return [find(root, job.parents[2].name) for job in sorted(jobs, key=lambda job: -job.stat().st_mtime)]
 
 
-def label(place: Comparison) -> str:
-    """Which checkpoints, in a few words."""
-    job = AnalyzeJob.model_validate(read_json(place.job))
-    names = [checkpoint.path for checkpoint in (job.base, *job.checkpoints)]
-    return " → ".join("/".join(Path(name).parts[-2:]) for name in names)
+def labels(places: Sequence[Comparison]) -> dict[str, str]:
+    """By id: which checkpoints, in a few words; with the settings, and the id's end, where that tells them apart."""
+    jobs = {place.comparison_id: AnalyzeJob.model_validate(read_json(place.job)) for place in places}
+    names = {key: _names(job) for key, job in jobs.items()}
+    for tell in (_settings, lambda job: None):
+        counts = Counter(names.values())
+        for key, job in jobs.items():
+            if counts[names[key]] > 1:
+                names[key] += f" · {tell(job) or key[-4:]}"
+    return names
+
+
+def _names(job: AnalyzeJob) -> str:
+    paths = [checkpoint.path for checkpoint in (job.base, *job.checkpoints)]
+    return " → ".join("/".join(Path(path).parts[-2:]) for path in paths)
+
+
+def _settings(job: AnalyzeJob) -> str:
+    texts = [Path(text).name for text in (job.reasoning.task if job.reasoning else None, job.text) if text]
+    changed = [f"{name} {value}" for name, value in job.analyze.model_dump(exclude_defaults=True).items()]
+    return " · ".join([*texts, *changed])
 
 
 def observed(place: Comparison) -> dict[str, Any]:
@@ -113,7 +160,12 @@ def observed(place: Comparison) -> dict[str, Any]:
 
 
 def frames(place: Comparison) -> dict[str, DataFrame]:
-    """What a finished analysis found, as the store's tables importance, weight_change and superficiality."""
+    """What a finished analysis found, as the store's tables importance, weight_change and superficiality.
+
+    A table of which nothing was asked for is empty, with its columns.
+    """
     rows = analysis_rows(read_json(place.result)["summary"])
     keys = {"run_id": place.comparison_id, "iteration": 1}
-    return {table: DataFrame([keys | row for row in found]) for table, found in rows.items()}
+    return {
+        table: DataFrame([keys | row for row in found], columns=list(TABLES[table])) for table, found in rows.items()
+    }

@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config import RunConfig
-from workbench.core.methods import MADE_BY, PHASES, kinds_made, start_of
-from workbench.jobs import AnalyzeJob, Checkpoint, EvaluateJob, MergeJob, SampleJob, Section, SftJob, TaskSource
+from workbench.core.methods import MADE_BY, PHASES, earlier_share, kinds_made, start_of
+from workbench.jobs import (
+    AnalyzeJob,
+    Baseline,
+    Checkpoint,
+    EvaluateJob,
+    MergeJob,
+    SampleJob,
+    Section,
+    SftJob,
+    TaskSource,
+)
 from workbench.rundir import PhaseDir, RunDir
 
 
@@ -18,9 +28,14 @@ def plan(run: RunDir, config: RunConfig, base: str, threads: int) -> Iterator[tu
             "analyze": jobs.analyze}  # fmt: skip
     yield run.phase(0, "evaluate"), jobs.evaluate(0)
     for iteration in range(1, config.iterations + 1):
-        for phase in PHASES[config.method]:
-            if phase != "analyze" or config.analyze.enabled:
-                yield run.phase(iteration, phase), make[phase](iteration)
+        for phase in phases_of(config):
+            yield run.phase(iteration, phase), make[phase](iteration)
+
+
+def phases_of(config: RunConfig) -> tuple[str, ...]:
+    """What each iteration goes through: no analysis if it is off, no sampling if nothing would learn from it."""
+    left_out = {"analyze": not config.analyze.enabled, "sample": config.data.real_share == 1}
+    return tuple(phase for phase in PHASES[config.method] if not left_out.get(phase, False))
 
 
 def checkpoint_path(run: RunDir, iteration: int, kind: str, base: str) -> Path:
@@ -57,21 +72,36 @@ class _Jobs:
     def sample(self, iteration: int) -> SampleJob:
         return SampleJob(
             model=self.start(iteration),
+            trust_remote_code=self.config.trust_remote_code,
             train_task=self.source(self.config.train_task),
             num_questions=self.config.num_questions,
             iteration=iteration,
             seed=self.config.seed,
+            prompt=self.config.prompt,
             sample=self.config.sample,
+            teacher=self.config.teacher,
+            monitor=self.config.monitor,
+            first_result=str(self.run.phase(1, "sample").result) if iteration > 1 else None,
             engine=self.config.engine,
             threads=self.threads,
         )
 
     def sft(self, iteration: int) -> SftJob:
+        share = earlier_share(self.config.method, self.config.data.mixture_share)
+        before = [str(self.run.phase(t, "sample").solutions) for t in range(1, iteration)] if share else []
         return SftJob(
             start=self.start(iteration),
+            trust_remote_code=self.config.trust_remote_code,
             solutions=(str(self.run.phase(iteration, "sample").solutions),),
+            earlier=tuple(before),
+            earlier_share=share if before else 1.0,
+            data=self.config.data,
+            train_task=self.source(self.config.train_task),
+            num_questions=self.config.num_questions,
+            sample=self.config.sample,
             iteration=iteration,
             seed=self.config.seed,
+            prompt=self.config.prompt,
             sft=self.config.sft,
             threads=self.threads,
         )
@@ -99,12 +129,21 @@ class _Jobs:
             found = [self.checkpoint(iteration, kind) for kind in kinds_made(self.config.method)]
         else:
             found = [self.checkpoint(0, "base"), *([self.start(1)] if self.config.start else [])]
+        base = Baseline(
+            checkpoint_id=self.run.checkpoint_id(0, "base"), outcomes=str(self.run.phase(0, "evaluate").outcomes)
+        )
         return EvaluateJob(
             checkpoints=tuple(found),
+            trust_remote_code=self.config.trust_remote_code,
+            baseline=base if iteration == 1 else None,
             id_task=self.source(self.config.train_task),
             ood_tasks=tuple(self.source(task) for task in self.config.eval_tasks),
             iteration=iteration,
             seed=self.config.seed,
+            solutions=(str(self.run.phase(iteration, "sample").solutions),) if iteration else (),
+            num_questions=self.config.num_questions,
+            sample=self.config.sample,
+            prompt=self.config.prompt,
             evaluate=self.config.evaluate,
             engine=self.config.engine,
             threads=self.threads,
@@ -116,11 +155,13 @@ class _Jobs:
             base=self.checkpoint(0, "base"),
             start=self.start(iteration),
             checkpoints=tuple(self.checkpoint(iteration, kind) for kind in kinds_made(self.config.method)),
+            trust_remote_code=self.config.trust_remote_code,
             reasoning=self.source(settings.task or self.config.train_task),
             solutions=(str(self.run.phase(iteration, "sample").solutions),),
             text=settings.text,
             base_importance=None if self.config.start else str(self.run.phase(1, "analyze").path),
             analyze=settings,
+            prompt=self.config.prompt,
             seed=self.config.seed,
             threads=self.threads,
         )

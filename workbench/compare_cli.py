@@ -1,0 +1,80 @@
+"""The command `compare`: several methods on the same seeds, in one table at the end."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from workbench import arms, charts, compare, launch, queueing, rundir
+from workbench.settings import ConfigError, load_settings, parse_assignments
+
+out = Console(highlight=False)
+POLL_S = 1.0
+
+
+def run_comparison(
+    methods: Annotated[str, typer.Option(help=f"Some of {', '.join(compare.ARMS)}.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, as in 0,1,2.")] = "0",
+    preset: Annotated[str, typer.Option(help="A shipped preset, or a TOML or JSON file of settings.")] = "pocket",
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    detach: Annotated[bool, typer.Option(help="Do not follow the runs; print their ids.")] = False,
+) -> None:
+    """Queue a run for each method and seed; they share the base's samples. Ctrl-C ends the following alone."""
+    root = rundir.home()
+    settings = load_settings(preset)
+    wanted = parse_assignments(changes or [])
+    if taken := {"method", "seed", "group"} & wanted.keys():
+        raise ConfigError(f"{min(taken)} cannot be --set in a comparison, which goes by --methods and --seeds")
+    configs = compare.arms(settings, wanted, _words(methods), compare.numbers(seeds))
+    run_ids = compare.launch_all(configs, root)
+    out.print(f"comparison {configs[0].group}: {len(run_ids)} runs")
+    for run_id, config in zip(run_ids, configs, strict=True):
+        out.print(f"{run_id}  {compare.arm_of(config)}, seed {config.seed}")
+    if not detach and not _follow(root, run_ids):
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _follow(root: Path, run_ids: list[str]) -> bool:
+    """Say how each run ends, then print the table; whether all are done."""
+    waited, states = list(run_ids), {}
+    try:
+        while waited:
+            queueing.ensure(root)
+            for run_id in list(waited):
+                status, error = launch.observed_status(rundir.find_run(root, run_id))
+                if status in launch.ENDED:
+                    waited.remove(run_id)
+                    states[run_id] = status
+                    out.print(f"{run_id}: {status}" + (f". {error}" if error else ""), markup=False)
+            time.sleep(POLL_S if waited else 0)
+    except KeyboardInterrupt:
+        out.print("\nThe runs go on. Watch them on the page Accuracy, or: workbench list")
+        raise typer.Exit(0) from None
+    db = rundir.store_path(root)
+    out.print(table_of(arms.seeds_pooled(db, arms.arms_frame(db, run_ids))))
+    return set(states.values()) == {"done"}
+
+
+def table_of(pooled: pd.DataFrame) -> Table:
+    """Accuracies by arm and checkpoint, each with its interval, n and seeds."""
+    table = Table("method", "checkpoint", "seeds", "ID", "OOD mean")
+    table.title = "accuracy, % (95 %: bootstrap over seeds and questions; n answers)"
+    if pooled.empty:
+        return table
+    pooled = pooled.assign(checkpoint=charts.checkpoint_labels(pooled))
+    for (arm, _, _), rows in pooled.groupby(["run_id", "iteration", "kind"], sort=False):
+        cells = {
+            row.domain: f"{100 * row.accuracy:.1f} ({100 * row.ci_low:.1f} to {100 * row.ci_high:.1f}, n = {row.n})"
+            for row in rows.itertuples()
+        }
+        first = rows.iloc[0]
+        table.add_row(arm, first["checkpoint"], str(first["num_seeds"]), cells.get("ID", ""), cells.get("OOD", ""))
+    return table
