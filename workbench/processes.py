@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +16,8 @@ import psutil
 
 from workbench.rundir import read_json, write_json
 
+MARK = "WORKBENCH_PLACE"
+"""In the environment of every process of a place: the place's directory."""
 STALE_AFTER_S = 30.0
 """Work on another machine whose files have not changed for so long counts as gone."""
 
@@ -29,8 +33,12 @@ class Workplace(Protocol):
     def log(self) -> Path: ...
 
 
-def start_detached(module: str, place: Workplace) -> None:
-    """Start `python -m module DIRECTORY` in a session of its own, writing to the place's log."""
+def start_detached(module: str, place: Workplace, changes: Mapping[str, str | None] | None = None) -> None:
+    """Start `python -m module DIRECTORY` in a session of its own, writing to the place's log.
+
+    `changes` are made to its environment; a variable that is null is taken out.
+    """
+    environment = os.environ | {MARK: str(place.path)} | (changes or {})
     with place.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(place.path)],
@@ -38,6 +46,7 @@ def start_detached(module: str, place: Workplace) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=place.path,
+            env={name: value for name, value in environment.items() if value is not None},
             start_new_session=True,
         )
     record_process(place, process.pid)
@@ -47,59 +56,101 @@ def start_detached(module: str, place: Workplace) -> None:
 def record_process(place: Workplace, pid: int) -> None:
     """Note which process works here: a pid alone may be reused, with its start time it is not."""
     try:
-        started = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        started = 0.0
-    write_json(place.process, {"pid": pid, "create_time": started, "host": socket.gethostname()})
+        about = {"create_time": psutil.Process(pid).create_time(), "ticks": _ticks(pid)}
+    except (psutil.NoSuchProcess, OSError):
+        about = {"create_time": 0.0, "ticks": 0}
+    write_json(place.process, {"pid": pid} | about | {"host": socket.gethostname()})
+
+
+def _ticks(pid: int) -> int:
+    """When a process began, in ticks since the machine did: nobody moves that by setting the clock."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def is_alive(place: Workplace) -> bool:
     """Whether the process that works here is there."""
     process = read_json(place.process)
-    if process is None:
+    if process is None or process["host"] == socket.gethostname():
+        return process is not None and is_alive_here(place)
+    newest = 0.0
+    for path in place.path.rglob("*.json*"):
+        with suppress(FileNotFoundError):  # moved into place meanwhile
+            newest = max(newest, path.stat().st_mtime)
+    return time.time() - newest < STALE_AFTER_S
+
+
+def is_alive_here(place: Workplace) -> bool:
+    """Whether the process that works here is there, and on this machine."""
+    process = read_json(place.process)
+    if process is None or process["host"] != socket.gethostname():
         return False
-    if process["host"] != socket.gethostname():
-        newest = max((path.stat().st_mtime for path in place.path.rglob("*.json*")), default=0.0)
-        return time.time() - newest < STALE_AFTER_S
     try:
         found = psutil.Process(process["pid"])
-        same = abs(found.create_time() - process["create_time"]) < 1
+        if "ticks" in process:
+            same = _ticks(found.pid) == process["ticks"]
+        else:  # written by an earlier version
+            same = abs(found.create_time() - process["create_time"]) < 1
         return same and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, OSError):
         return False
 
 
-def end_group(place: Workplace, timeout_s: float) -> None:
-    """Ask the process to end, and after `timeout_s` end its whole group."""
+def end_group(place: Workplace, timeout_s: float) -> list[int]:
+    """Ask the process to end; after `timeout_s` terminate and then kill everything it started. Pids that are left.
+
+    Left is only what the system cannot kill at once, as a process that waits for a dead disk.
+    """
     process = read_json(place.process)
     if process is None:
-        return
-    group = process["pid"]
-    if is_alive(place):
-        os.kill(group, signal.SIGTERM)
-    deadline = time.time() + timeout_s
-    while time.time() < deadline and _group_members(group):
+        return []
+    if is_alive_here(place):
+        with suppress(ProcessLookupError):
+            os.kill(process["pid"], signal.SIGTERM)
+    there = _gone_within(place, timeout_s)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if there:
+            signal_all(there, number)
+            there = _gone_within(place, 3.0)
+    return [process.pid for process in there]
+
+
+def _gone_within(place: Workplace, seconds: float) -> list[psutil.Process]:
+    """Wait for everything that belongs to a place to end; what has not."""
+    deadline = time.monotonic() + seconds
+    while (there := processes_of(place)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    signal_group(group, signal.SIGKILL)
+    return there
 
 
-def _group_members(group: int) -> list[psutil.Process]:
-    """The living processes of a process group."""
-    members = []
-    for process in psutil.process_iter(["status"]):
+def processes_of(place: Workplace) -> list[psutil.Process]:
+    """Every living process of a place: the group of the one recorded, and what left the group but carries its mark.
+
+    A launcher's workers leave the group, an engine's write over their mark. A group's number may come again, so the
+    group counts only while one of it carries the mark.
+    """
+    recorded = read_json(place.process)
+    if recorded is None or recorded["host"] != socket.gethostname():
+        return []
+    here, group, marked, marks_group = place.path.resolve(), [], [], False
+    for process in psutil.process_iter():
         try:
-            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
-                members.append(process)
-        except ProcessLookupError:
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                continue
+            mark = process.environ().get(MARK)
+            if mark and Path(mark).resolve() == here:  # the home may have been reached by a link
+                marked.append(process)
+                marks_group |= os.getpgid(process.pid) == recorded["pid"]
+            elif os.getpgid(process.pid) == recorded["pid"]:
+                group.append(process)
+        except (psutil.Error, OSError):
             continue
-    return members
+    return [*marked, *(group if marks_group else [])]
 
 
-def signal_group(group: int, number: int) -> None:
-    """Signal every process of a group that runs one of our modules."""
-    for process in _group_members(group):
+def signal_all(processes: list[psutil.Process], number: int) -> None:
+    """Send a signal to processes; those that have ended are passed over."""
+    for process in processes:
         try:
-            if any("workbench." in part for part in process.cmdline()):
-                os.kill(process.pid, number)
-        except (psutil.NoSuchProcess, ProcessLookupError):
+            process.send_signal(number)
+        except (psutil.Error, OSError):
             continue

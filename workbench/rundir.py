@@ -3,13 +3,16 @@
 <home>/runs/<run_id>/
   config.json               the resolved config, versions, time of creation: all that is needed to run
   process.json              the runner's pid, its start time and host
+  no_go.json                the verdict of iteration 1 that the run was stopped for; it is not stopped for it again
   status.json               queued, running, done, failed or stopped; since when; phase; error and cure
   runner.log                the runner's own words
+  .reserve                  room for the last words of a run that has filled the disk
   iteration_<t>/<phase>/    t = 0 is the untouched base
     job.json                the phase's complete input
     events.jsonl            progress, as it happens
     solutions.jsonl         (sample) one row per sampled solution
     outcomes.jsonl          (evaluate) one row per checkpoint, task and question
+    regrades.jsonl          one row per later grading of these: by which grader, what changed, the new scores
     checkpoint/             (sft, merge) the model directory
     phase.log               standard output and error
     result.json             put in place last: the phase is done
@@ -28,6 +31,21 @@ PHASE_ORDER = ("sample", "sft", "merge", "evaluate", "analyze")
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 
 
+def last_complete(scratch: Path) -> Path | None:
+    """The newest optimizer checkpoint that was written to the end; the Trainer's state comes last."""
+    done = [path.parent for path in scratch.glob("checkpoint-*/trainer_state.json") if _is_whole(path)]
+    return max(done, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a JSON file was written to its end: a full disk or a kill may have cut it."""
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
 def home() -> Path:
     """Where runs and store live: `WORKBENCH_HOME`, else `./data`."""
     return Path(os.environ.get("WORKBENCH_HOME", "data")).expanduser().absolute()
@@ -42,8 +60,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write beside, then rename into place: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -52,6 +74,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def last_status(run: "RunDir") -> dict[str, Any]:
+    """How a run last said it stood; one that said nothing yet waits, one whose words were cut was at work."""
+    about = {"since": 0.0, "iteration": None, "phase": None, "error": None}
+    try:
+        return read_json(run.status) or {"status": "queued"} | about
+    except ValueError:  # a power failure leaves files empty
+        return {"status": "running"} | about
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,10 @@ class PhaseDir:
     @property
     def outcomes(self) -> Path:
         return self.path / "outcomes.jsonl"
+
+    @property
+    def regrades(self) -> Path:
+        return self.path / "regrades.jsonl"
 
     @property
     def checkpoint(self) -> Path:
@@ -114,6 +149,10 @@ class RunDir:
         return self.path / "status.json"
 
     @property
+    def no_go(self) -> Path:
+        return self.path / "no_go.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "runner.log"
 
@@ -148,4 +187,5 @@ def find_run(root: Path, run_id: str) -> RunDir:
 
 def all_runs(root: Path) -> list[RunDir]:
     """Every run of a home, oldest id first."""
-    return [RunDir(path.parent) for path in sorted((root / "runs").glob("*/config.json"))]
+    found = sorted((root / "runs").glob("*/config.json"))
+    return [RunDir(path.parent) for path in found if RUN_ID.fullmatch(path.parent.name)]
