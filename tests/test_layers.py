@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT, wait_for_end, wait_until
-from workbench import comparisons, launch, layer_charts, store
+from workbench import arms, charts, comparisons, launch, layer_charts, store
 from workbench.config import AnalyzeConfig
 from workbench.jobs import TaskSource
 from workbench.rundir import RunDir, read_json, store_path, write_json
@@ -97,11 +97,29 @@ def test_the_command_measures_and_compares(finished_run, tmp_path):
     assert recipe["layer_alphas"] == pytest.approx(expected)
 
 
+def test_a_directory_keeps_the_importance_of_one_model_with_one_setting(finished_run, tmp_path):
+    kept, sft = tmp_path / "kept", finished_run.phase(1, "sft").checkpoint
+    words = ["--task", "pocket_steps", "--set", "num_examples=4", "--out", kept, "--json"]
+    first = workbench("layers", "importance", POCKET, *words)
+    assert first.returncode == 0, first.stderr
+    assert workbench("layers", "importance", POCKET, *words).stdout.split('"seconds"')[0] in first.stdout
+    for other in (
+        ["importance", sft, *words],
+        ["importance", POCKET, *words, "--set", "order=second"],
+        ["importance", POCKET, *words, "--set", "num_examples=5"],
+        ["importance", POCKET, *words, "--seed", "1"],
+    ):
+        done = workbench("layers", *other)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        said = " ".join(done.stderr.split())
+        assert f"holds the importance of {POCKET} with other settings" in said and "give another --out" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["importance", "nowhere"], "nowhere"),
-        (["importance", POCKET, "--task", "pocket_words"], "pocket_words"),
+        (["importance", POCKET, "--task", "asdiv"], "asdiv"),
         (["importance", POCKET, "--text", "./no.txt"], "no text file"),
         (["importance", POCKET, "--set", "order=third"], "order"),
         (["change", POCKET, "nowhere"], "nowhere"),
@@ -129,6 +147,44 @@ def test_any_two_checkpoints_in_the_background_and_on_the_page(finished_run, hom
     page.sidebar.toggle[0].set_value(True).run()
     assert not page.exception and not page.error
     assert len(page.get("bidi_component")) == 3
+
+
+def test_one_model_alone_and_the_same_pair_twice_on_the_page(finished_run, home):
+    """Without a second checkpoint there is no weight change; labels tell every analysis from the others."""
+    sft = str(finished_run.phase(1, "sft").checkpoint)
+
+    def asked(other, **settings):
+        job = comparisons.analysis_job(str(POCKET), other, None, None, AnalyzeConfig(num_examples=4, **settings))
+        place = comparisons.ask(home, job)
+        wait_until(lambda: comparisons.observed(place)["done"] or comparisons.observed(place)["error"])
+        return place
+
+    places = [asked(sft), asked(sft, order="second"), asked(sft, max_length=64), asked(None)]
+    found = comparisons.frames(places[-1])
+    assert len(found["importance"]) == 6 * 8 and found["weight_change"].empty and found["superficiality"].empty
+    page = AppTest.from_file(str(ROOT / "pages" / "layers.py"), default_timeout=30).run()
+    page.sidebar.toggle[0].set_value(True).run()
+    assert not page.exception and not page.error
+    assert len(page.get("bidi_component")) == 2
+    assert len(set(page.selectbox[0].options)) == 4
+    assert any(label.endswith("num_examples 4 · order second") for label in page.selectbox[0].options)
+    page.selectbox[0].set_value(places[0].comparison_id).run()
+    assert not page.exception and len(page.get("bidi_component")) == 3
+
+
+def test_other_runs_over_it_are_told_apart_and_one_not_yet_recorded_is_left_out(copied, home):
+    twin = RunDir(home / "runs" / f"{copied.run_id}-twin")
+    shutil.copytree(copied.path, twin.path)
+    store.rebuild(home)
+    late = RunDir(home / "runs" / f"{copied.run_id}-late")
+    shutil.copytree(copied.path, late.path)
+    names = charts.run_names(arms.arms_frame(store_path(home), [copied.run_id, twin.run_id, late.run_id]))
+    assert names.keys() == {copied.run_id, twin.run_id} and len(set(names.values())) == 2
+    page = AppTest.from_file(str(ROOT / "pages" / "layers.py"), default_timeout=30)
+    page.query_params["run"] = copied.run_id
+    page.run()
+    page.sidebar.multiselect[0].set_value([twin.run_id, late.run_id]).run()
+    assert not page.exception and not page.error
 
 
 def test_the_page_shows_a_run(finished_run, monkeypatch):

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.conftest import ROOT, wait_until
-from workbench import charts, store
+from tests.conftest import ROOT, small_config, wait_until
+from workbench import charts, launch, queueing, screen, store
 from workbench.labdir import find_lab
 from workbench.processes import end_group
 from workbench.rundir import store_path
@@ -64,6 +64,12 @@ def test_runs_page_lists_the_run(page, finished_run):
     assert "done" in table["status"][0]
 
 
+def test_a_curve_of_which_nothing_is_known_is_empty(tmp_path):
+    curves = store.query(tmp_path / "s.duckdb", "SELECT [NULL, NULL]::DOUBLE[] AS none, [0.5, NULL]::DOUBLE[] AS half")
+    assert screen.per_cent(curves["none"][0]) == [] and screen.per_cent(curves["half"][0]) == [50.0]
+    assert screen.per_cent(None) == screen.per_cent(float("nan")) == []
+
+
 def test_live_page_shows_the_run(page, finished_run):
     opened = page("live.py")
     assert not opened.exception
@@ -100,3 +106,11 @@ def test_merge_page_opens_on_the_run(finished_run, home):
     assert "Evaluate this merge" in [button.label for button in opened.button]
     assert "No merge measured yet" in opened.info[0].value
     end_group(lab, 5)
+
+
+def test_runs_that_have_no_scores_yet_are_shown(home):
+    queueing.change_settings(home, paused=True)
+    for seed in (0, 1):
+        launch.launch(small_config(seed=seed), home)
+    page = AppTest.from_file(str(ROOT / "pages" / "runs.py"), default_timeout=60).run()
+    assert not page.exception and len(page.dataframe[0].value) == 2

@@ -7,7 +7,7 @@ on hovering, its n. Colours: Okabe and Ito's, which colour-blind people can tell
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
-from pandas import DataFrame
+from pandas import DataFrame, concat
 from plotly.subplots import make_subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
@@ -27,16 +27,23 @@ def checkpoint_labels(frame: DataFrame) -> list[str]:
     ]
 
 
+def run_names(called: DataFrame) -> dict[str, str]:
+    """What to call runs (`arms.arms_frame`): arm and seed, and the id's end where these do not tell them apart."""
+    words = (called["arm"] + " · seed " + called["seed"].astype(str)).set_axis(called["run_id"])
+    alike = words.duplicated(False)
+    return {run_id: f"{word} · {run_id[-4:]}" if alike[run_id] else word for run_id, word in words.items()}
+
+
 def checkpoint_order(method: str, iterations: int, has_start: bool = False) -> list[str]:
     """Every checkpoint that a run will have, in order; a start of its own comes behind the base."""
     kinds = ["SFT", "Merge"] if method == "imm" else ["SFT"]
     return ["Base", *["Start"] * has_start, *(f"{kind} {t}" for t in range(1, iterations + 1) for kind in kinds)]
 
 
-def accuracy_by_checkpoint(evals: DataFrame, order: Sequence[str]) -> go.Figure:
+def accuracy_by_checkpoint(evals: DataFrame, order: Sequence[str], paper: DataFrame | None = None) -> go.Figure:
     """ID beside OOD, by checkpoint, with 95 % Wilson intervals; the base's accuracy as a dotted line.
 
-    evals: columns kind, iteration, task, domain, accuracy, ci_low, ci_high, num_questions.
+    evals: columns kind, iteration, task, domain, accuracy, ci_low, ci_high, num_questions; paper: `paper_frame`.
     """
     figure = make_subplots(
         1,
@@ -78,6 +85,13 @@ def accuracy_by_checkpoint(evals: DataFrame, order: Sequence[str]) -> go.Figure:
             row=1,
             col=column,
         )
+        if paper is not None and len(theirs := paper[(paper["task"] == task) & paper["checkpoint"].isin(order)]):
+            figure.add_scatter(
+                x=theirs["checkpoint"], y=100 * theirs["accuracy"], mode="markers", name=f"{task} in the paper",
+                marker={"size": 11, "symbol": "x-thin", "line": {"width": 2, "color": colour}},
+                customdata=theirs["table"], row=1, col=column,
+                hovertemplate=f"{task}, %{{x}}<br>the paper, table %{{customdata}}: <b>%{{y:.1f}} %</b><extra></extra>",
+            )  # fmt: skip
     figure.update_xaxes(categoryorder="array", categoryarray=list(order), range=[-0.4, len(order) - 0.6])
     figure.update_yaxes(title_text="accuracy, %", col=1)
     figure.update_yaxes(rangemode="tozero")
@@ -112,24 +126,33 @@ def phase_timeline(phases: DataFrame) -> go.Figure:
 def by_step(metrics: DataFrame, title: str) -> go.Figure:
     """A metric over its steps, per iteration: each value faint, their running mean in front.
 
-    metrics: columns iteration, step, value.
+    metrics: columns iteration, step, value; of many steps in buckets (`store.metrics_frame`) also low, low_step,
+    high, high_step, num_values, and then the faint line goes through the extremes.
     """
     figure = go.Figure()
     for iteration, rows in metrics.groupby("iteration"):
         colour = COLOURS[(iteration - 1) % len(COLOURS)]
         mean = rows["value"].rolling(WINDOW, min_periods=1, center=True).mean()
-        shared = {"x": rows["step"], "mode": "lines", "legendgroup": str(iteration)}
+        shared = {"mode": "lines", "legendgroup": str(iteration)}
+        faint = _extremes(rows) if "low" in rows else rows
+        steps = WINDOW * (rows["num_values"].max() if "low" in rows else 1)
         figure.add_scatter(
-            **shared, y=rows["value"], line={"color": colour, "width": 1}, opacity=0.25, showlegend=False,
-            hoverinfo="skip",
+            **shared, x=faint["step"], y=faint["value"], line={"color": colour, "width": 1}, opacity=0.25,
+            showlegend=False, hoverinfo="skip",
         )  # fmt: skip
         figure.add_scatter(
-            **shared, y=mean, name=f"iteration {iteration}", line={"color": colour, "width": 2.2},
-            hovertemplate=f"iteration {iteration}, step %{{x}}: %{{y:.3g}} (mean of {WINDOW})<extra></extra>",
+            **shared, x=rows["step"], y=mean, name=f"iteration {iteration}", line={"color": colour, "width": 2.2},
+            hovertemplate=f"iteration {iteration}, step %{{x}}: %{{y:.3g}} (mean of {steps})<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text="optimizer step")
     figure.update_yaxes(title_text=title, rangemode="tozero")
     return finish(figure, height=280)
+
+
+def _extremes(rows: DataFrame) -> DataFrame:
+    """The lowest and the highest value of each bucket in the order of their steps; what is alone in its bucket once."""
+    ends = [rows[[f"{end}_step", end]].set_axis(["step", "value"], axis=1) for end in ("low", "high")]
+    return concat(ends).drop_duplicates().sort_values("step")
 
 
 def kept_share(solutions: DataFrame) -> go.Figure:

@@ -9,13 +9,15 @@ import json
 import mmap
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 PROJECT = Path(__file__).parents[1]
@@ -26,6 +28,9 @@ ITEM_BYTES = {
 NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """The floating-point types, as numpy holds them; bfloat16 as the bits."""
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+MERGE_REPORT = "merge.json"
+"""Beside a merge's weights: what they can be made again from."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,16 @@ def describe(path: Path) -> Description:
     return CheckpointReader(path).description
 
 
+def is_removed(path: Path) -> bool:
+    """Whether a directory holds a merge whose weights were removed; `merging.files.restore` makes them again."""
+    return (path / MERGE_REPORT).is_file() and not (path / "model.safetensors").exists()
+
+
+def weights_lock(path: Path) -> FileLock:
+    """Held while a merge's weights are removed or made again."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
 def absolute_model(name: str) -> str:
     """A local model directory as an absolute path, also one given relative to the project; else the name."""
     for path in (Path(name).expanduser(), PROJECT / name):
@@ -163,6 +178,9 @@ def check_model(name: str) -> Description | None:
         ValueError: a path that does not exist, or no usable checkpoint there.
     """
     path = Path(absolute_model(name))
+    if is_removed(path):  # made again by whoever needs it; it has its base's shapes
+        base = check_model(read_object(path / MERGE_REPORT).get("base", ""))
+        return replace(base, path=path) if base else None
     if path.is_dir():
         return describe(path)
     parts = name.split("/")
@@ -173,8 +191,8 @@ def check_model(name: str) -> Description | None:
     return None
 
 
-def resolve_model(name: str) -> Path:
-    """The directory of a model, fetched from the Hugging Face hub where it is not local.
+def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
+    """The directory of a model, fetched from the Hugging Face hub where it is not local; its code where it is trusted.
 
     Raises:
         ValueError: no such directory or hub model, or the hub cannot be reached.
@@ -185,7 +203,7 @@ def resolve_model(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        path = Path(snapshot_download(name, allow_patterns=HUB_FILES + ["*.py"] * trust_remote_code))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"model {name!r} is no local directory and could not be fetched from the Hugging Face hub "
@@ -193,6 +211,27 @@ def resolve_model(name: str) -> Path:
         ) from error
     describe(path)
     return path
+
+
+def needs_own_code(path: Path) -> bool:
+    """Whether a model brings code along that its loading would have to run: its type is none of transformers' own.
+
+    Without importing transformers; where it names its folders otherwise, transformers itself says so later.
+    """
+    config, package = read_object(path / "config.json"), find_spec("transformers")
+    if "auto_map" not in config or package is None:
+        return False
+    known = Path(package.origin).parent / "models" / str(config.get("model_type", "")).replace("-", "_")
+    return not config.get("model_type") or not known.is_dir()
+
+
+def check_code(name: str, trust_remote_code: bool, setting: str = "trust_remote_code") -> None:
+    """Raise ValueError where a model here needs its own code, and that is not trusted."""
+    if check_model(name) is not None and not trust_remote_code and needs_own_code(Path(absolute_model(name))):
+        raise ValueError(
+            f"{name} brings Python code along that loading it would run here, with your files, keys and network: read "
+            f"it, and set {setting} to true if you trust it, or choose a model that transformers knows"
+        )
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -211,6 +250,8 @@ def _files(path: Path) -> list[Path]:
     if index.exists():
         files = [path / name for name in sorted(set(read_object(index)["weight_map"].values()))]
         for file in files:
+            if file.parent != path:
+                raise ValueError(f"{index} names {str(file)!r}, which is not beside it; its shards must be")
             if not file.exists():
                 raise ValueError(f"shard {file.name} is missing from {path}; the index names {len(files)} shards")
         return files
@@ -218,11 +259,14 @@ def _files(path: Path) -> list[Path]:
         return [path / "model.safetensors"]
     if (path / "adapter_model.safetensors").exists():
         raise ValueError(f"{path} is a LoRA adapter; it can be merged as the sft side, and is no model by itself")
-    if list(path.glob("*.bin")) or list(path.glob("*.pt")):
+    if any(file for pattern in PICKLES for file in path.glob(pattern)):
         raise ValueError(
-            f"{path} holds pickle files only (*.bin, *.pt), which can run code when opened; convert it to safetensors"
+            f"{path} holds pickle files only ({', '.join(PICKLES)}), which can run code when opened; convert it to "
+            "safetensors"
         )
-    raise ValueError(f"{path} has no model.safetensors")
+    if is_removed(path):
+        raise ValueError(f"the weights of {path} were removed to save space; make them again: workbench remake {path}")
+    raise ValueError(f"{path} has no model.safetensors; weights in other forms are neither fetched nor opened")
 
 
 def read_entries(file: Path) -> list[Entry]:
@@ -242,6 +286,8 @@ def read_entries(file: Path) -> list[Entry]:
     for name, info in header.items():
         begin, end = info["data_offsets"]
         shape = tuple(info["shape"])
+        if begin < 0 or min(shape, default=0) < 0:
+            raise ValueError(f"{file} is corrupt: tensor {name!r} begins at {begin} and has shape {list(shape)}")
         if 8 + length + end > size:
             raise ValueError(f"{file} is truncated: tensor {name!r} ends behind the end of the file")
         if end - begin != prod(shape) * ITEM_BYTES.get(info["dtype"], -1):

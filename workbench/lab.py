@@ -44,10 +44,12 @@ def open_lab(root: Path, run_id: str, iteration: int) -> LabDir:
             iteration=iteration,
             seed=config.seed,
             num_questions=config.num_questions,
-            few_shot=config.sample.few_shot,
+            sample=config.sample,
+            prompt=config.prompt,
             max_new_tokens=config.evaluate.max_new_tokens,
             engine=config.engine,
             threads=config.threads,
+            trust_remote_code=config.trust_remote_code,
         ),
     )
 
@@ -61,9 +63,12 @@ def open_directories(root: Path, config: LabConfig) -> LabDir:
     for path in {config.base, config.start}:
         if checkpoints.check_model(path) is None:
             raise ValueError(f"{path} is no local model directory; merging needs the files")
+        checkpoints.check_code(path, config.trust_remote_code)
     absolute = {side: checkpoints.absolute_model(getattr(config, side)) for side in ("base", "start", "sft")}
     config = config.model_copy(update=absolute)
-    return _set_up(LabDir(root / "labs" / f"lab-{sha256(config.model_dump_json().encode()).hexdigest()[:10]}"), config)
+    new = None if config.trust_remote_code else {"trust_remote_code"}  # it came later, and names stay what they were
+    digest = sha256(config.model_dump_json(exclude=new).encode()).hexdigest()
+    return _set_up(LabDir(root / "labs" / f"lab-{digest[:10]}"), config)
 
 
 def iterations(run: RunDir) -> list[int]:

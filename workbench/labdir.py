@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.config import EngineConfig, MergeConfig, Section
+from workbench.config import EngineConfig, MergeConfig, PromptConfig, SampleConfig, Section
 from workbench.jobs import TaskSource
 from workbench.rundir import RUN_ID, read_json
 
@@ -36,11 +36,13 @@ class LabConfig(Section):
     iteration: int | None = None
     seed: int = 0
     num_questions: int | None = None
-    few_shot: int = 0
+    sample: SampleConfig = SampleConfig(few_shot=0)
     """Of the run: which train questions it drew, so that others can be used for tuning."""
+    prompt: PromptConfig = PromptConfig()
     max_new_tokens: int = 512
     engine: EngineConfig = EngineConfig()
     threads: int | None = None
+    trust_remote_code: bool = False
 
 
 class Point(Section):

@@ -29,19 +29,25 @@ def importance(
         list[str] | None, typer.Option("--set", help="As in --set num_examples=64 or --set order=second.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Fixes which examples are drawn.")] = 0,
+    trust: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along; read it first.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sum of |gradient x weight| over each layer's linear weights, for a task's solutions and for plain text."""
     import tempfile
 
-    from workbench.comparisons import analysis_job
+    from workbench.comparisons import analysis_job, claim
     from workbench.jobs import TaskSource
-    from workbench.rundir import home
+    from workbench.merging.files import restore
+    from workbench.rundir import PhaseDir, home
 
     source = TaskSource(task=task, datasets=str(datasets or home() / "datasets")) if task else None
-    job = analysis_job(str(model), None, source, text, analyze_config(parse_assignments(settings or [])), seed)
+    job = analysis_job(str(model), None, source, text, analyze_config(parse_assignments(settings or [])), seed, trust)
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
+        claim(PhaseDir(keep, 0, "analyze"), job)
+    restore(model)
     with tempfile.TemporaryDirectory(dir=keep) as scratch, Progress(console=err) as progress:
         found = _measure(job, keep or Path(scratch), progress)
     if as_json:
@@ -65,7 +71,9 @@ def change(
     """Frobenius norm of the change, summed over each layer's linear weights (paper, Eq. 4)."""
     from workbench.analysis.change import open_pair, weight_change
     from workbench.analysis.index import indices
+    from workbench.merging.files import restore
 
+    restore(first, second)
     rows = weight_change(*open_pair(first, second))
     found = indices(measured, rows, seed=0) if measured else []
     if measured and not found:

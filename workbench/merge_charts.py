@@ -1,12 +1,16 @@
 """Charts of the merge lab: frames in (`merges.points`, `merges.comparison`), Plotly figures out."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from pandas import DataFrame, Series
 from plotly.subplots import make_subplots
 
 from workbench.charts import COLOURS, GREY, finish
+from workbench.core.distances import from_base, from_sft
+from workbench.core.profiles import along_depth, by_weight
 from workbench.merges import BASE_ID, SFT_ID, pareto
 
 DEEP = ((0, "#4b2a78"), (0.5, "#2b6a99"), (1, "#1b8a6b"))
@@ -123,3 +127,47 @@ def differences(table: DataFrame, labels: Mapping[str, str]) -> go.Figure:
     finish(figure, height=180 + 50 * table["point_id"].nunique())
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"})
     return figure
+
+
+def distances(pair: Mapping[str, Any], merge: Mapping[str, Any]) -> go.Figure:
+    """How far a merge is expected to lie from base and from sft, by layer, with two standard deviations over seeds.
+
+    What `widgets/merge_lab.js` draws while its sliders are dragged. pair, merge: as `widgets.merge_lab` has them.
+    """
+    figure, change = go.Figure(), pair["change"]
+    alphas = layer_alphas(pair, merge)
+    by_tensor = [merge["alpha"] if layer is None else alphas[layer] for layer in pair["layers"]]
+    counted = pair.get("counted") or pair["layers"]
+    places = np.array([len(change) if place is None else place for place in counted], dtype=int)
+    highest = [*change, pair["ceiling"]]
+    for name, formula, colour, dash in (("the base", from_base, 0, "solid"), ("sft", from_sft, 1, "dash")):
+        mean, spread = formula(pair["moments"], by_tensor, merge["drop_rate"], merge["towards"])
+        mean, variance = (np.bincount(places, value, len(change) + 1)[: len(change)] for value in (mean, spread**2))
+        around = 2 * np.sqrt(variance)
+        band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+        figure.add_scatter(y=np.maximum(0.0, mean - around), **band)
+        figure.add_scatter(y=mean + around, fill="tonexty", fillcolor=f"{COLOURS[colour]}33", **band)
+        figure.add_scatter(
+            y=mean, mode="lines+markers", name=f"merge from {name}",
+            line={"color": COLOURS[colour], "width": 2, "dash": dash},
+            customdata=list(zip(around, alphas, strict=True)),
+            hovertemplate=f"layer %{{x}}, from {name}: <b>%{{y:.4g}}</b> ± %{{customdata[0]:.2g}} over seeds, "
+            "alpha %{customdata[1]:.2f}<extra></extra>",
+        )  # fmt: skip
+        highest += list(mean) if name == "the base" else []
+    figure.add_scatter(y=change, mode="lines", name="sft from start", line={"color": GREY, "width": 1.5, "dash": "dot"})
+    figure.update_traces(x=list(range(len(change))))
+    figure.update_xaxes(title_text="layer", tickformat="d")
+    figure.update_yaxes(title_text="distance (sum of Frobenius norms)", range=[0, 1.08 * max(highest)])
+    return finish(figure, height=320)
+
+
+def layer_alphas(pair: Mapping[str, Any], merge: Mapping[str, Any]) -> tuple[float, ...]:
+    """The alpha of each layer under a merge's profile."""
+    if merge["profile"] == "points":
+        return along_depth(merge["points"], len(pair["change"]))
+    if merge["profile"] == "inverse_change":
+        return by_weight(merge["alpha"], [1 / max(moved, 1e-12) for moved in pair["change"]])
+    if merge["profile"] == "importance" and pair["importance"]:
+        return by_weight(merge["alpha"], pair["importance"])
+    return (merge["alpha"],) * len(pair["change"])

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from pandas import DataFrame
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from workbench import ledger
 from workbench.ingest import read_run
 from workbench.launch import observed_status
 from workbench.rundir import find_run, read_json
@@ -36,6 +39,7 @@ def summary(root: Path, run_id: str) -> dict[str, Any]:
         | {key: row[key] for key in ("accuracy", "ci_low", "ci_high")}
         for row in rows["evals"]
     ]
+    costs, prices = ledger.of_rows(rows, run_id)
     return {
         "run_id": run_id,
         "status": status,
@@ -43,7 +47,13 @@ def summary(root: Path, run_id: str) -> dict[str, Any]:
         "config": read_json(run.config)["config"],
         "phases": phases,
         "evals": evals,
+        "cost": {"phases": _records(costs), "total": ledger.total_of(costs), "per_point": _records(prices)},
     }
+
+
+def _records(frame: DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON has them: what is missing is null."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def print_summary(console: Console, found: dict[str, Any]) -> None:
@@ -52,9 +62,27 @@ def print_summary(console: Console, found: dict[str, Any]) -> None:
     console.print(f"{found['run_id']}: {found['status']}", style="bold")
     console.print(f"{config['method']} on {config['train_task']}, base {config['model']}", markup=False)
     if found["error"]:
-        console.print(found["error"], style="red", markup=False)
+        console.print(found["error"], style="red" if found["status"] == "failed" else "yellow", markup=False)
     if found["evals"]:
         console.print(accuracy_table(found["evals"]))
+    costs, prices = (DataFrame(found["cost"][name]) for name in ("phases", "per_point"))
+    if len(costs):
+        console.print(words_table(ledger.phase_table(ledger.typed(costs)), "cost"))
+    if len(prices):
+        names = [checkpoint_name(row.kind, row.iteration) for row in prices.itertuples()]
+        title = "cost of a point gained over the base (95 %), evaluation and analysis left out"
+        console.print(words_table(ledger.price_table(prices, names), title))
+
+
+def words_table(frame: DataFrame, title: str) -> Table:
+    """A frame of words for the terminal: names on the left, numbers on the right."""
+    table = Table(title=title)
+    for column in frame:
+        is_name = column in ledger.NAMES
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+    for row in frame.itertuples(index=False, name=None):
+        table.add_row(*map(escape, row))
+    return table
 
 
 def accuracy_table(evals: list[dict[str, Any]]) -> Table:

@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS phases (
     unit          VARCHAR,
     rate          DOUBLE,                        -- units per second, over the latest progress
     summary       JSON,                          -- the phase's result
+    cost          JSON,                          -- seconds, attempts, memory, bytes, tokens; unfinished: seconds
     PRIMARY KEY (run_id, iteration, phase)
 );
 
@@ -71,6 +72,7 @@ CREATE TABLE IF NOT EXISTS solutions (
     is_correct    BOOLEAN NOT NULL,
     kept          BOOLEAN NOT NULL,              -- correct, not cut off, and the first of its text
     num_tokens    INTEGER NOT NULL,
+    finished      BOOLEAN,                       -- false: cut off at the longest length; null: not recorded
     PRIMARY KEY (run_id, iteration, question_id, sample)
 );
 
@@ -80,13 +82,14 @@ CREATE TABLE IF NOT EXISTS outcomes (
     iteration     INTEGER NOT NULL,
     task          VARCHAR NOT NULL,
     question_id   VARCHAR NOT NULL,
-    sample        INTEGER NOT NULL,
+    sample        INTEGER NOT NULL,              -- 0: greedy; from 1 on: sampled for pass@k
     question      VARCHAR NOT NULL,
     reference     VARCHAR NOT NULL,
     text          VARCHAR NOT NULL,
     answer        VARCHAR,
     is_correct    BOOLEAN NOT NULL,
     num_tokens    INTEGER NOT NULL,
+    finished      BOOLEAN,                       -- false: cut off at the longest length; null: not recorded
     PRIMARY KEY (run_id, checkpoint_id, task, question_id, sample)
 );
 
@@ -104,6 +107,62 @@ CREATE TABLE IF NOT EXISTS evals (
     ci_high       DOUBLE NOT NULL,
     ts            TIMESTAMP NOT NULL,
     PRIMARY KEY (run_id, checkpoint_id, task)
+);
+
+CREATE TABLE IF NOT EXISTS pass_at_k (
+    run_id        VARCHAR NOT NULL,
+    checkpoint_id VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    kind          VARCHAR NOT NULL,
+    task          VARCHAR NOT NULL,
+    domain        VARCHAR NOT NULL,
+    k             INTEGER NOT NULL,
+    num_samples   INTEGER NOT NULL,              -- sampled answers per question (M)
+    num_questions INTEGER NOT NULL,
+    pass_at_k     DOUBLE NOT NULL,               -- unbiased, mean over questions
+    ci_low        DOUBLE NOT NULL,               -- bootstrap over questions, 95 %
+    ci_high       DOUBLE NOT NULL,
+    PRIMARY KEY (run_id, checkpoint_id, task, k)
+);
+
+CREATE TABLE IF NOT EXISTS contamination (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    source        VARCHAR NOT NULL,              -- train question, kept solution
+    task          VARCHAR NOT NULL,              -- whose test split
+    question_id   VARCHAR NOT NULL,              -- the test question
+    train_id      VARCHAR NOT NULL,              -- where it was found
+    kind          VARCHAR NOT NULL,              -- exact, near, run
+    similarity    DOUBLE NOT NULL,
+    PRIMARY KEY (run_id, iteration, task, question_id)
+);
+
+CREATE TABLE IF NOT EXISTS notes (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    phase         VARCHAR NOT NULL,
+    kind          VARCHAR NOT NULL,              -- note, alert
+    text          VARCHAR NOT NULL,
+    ts            TIMESTAMP NOT NULL,
+    PRIMARY KEY (run_id, iteration, phase, text)
+);
+
+CREATE TABLE IF NOT EXISTS regrades (
+    run_id        VARCHAR NOT NULL,
+    iteration     INTEGER NOT NULL,
+    phase         VARCHAR NOT NULL,              -- sample, evaluate
+    checkpoint_id VARCHAR NOT NULL,              -- '' for sampled solutions
+    task          VARCHAR NOT NULL,
+    question_id   VARCHAR NOT NULL,
+    sample        INTEGER NOT NULL,
+    was_answer    VARCHAR,
+    was_correct   BOOLEAN NOT NULL,
+    answer        VARCHAR,
+    is_correct    BOOLEAN NOT NULL,
+    rule          VARCHAR NOT NULL,
+    grader        VARCHAR NOT NULL,              -- version of the grader
+    ts            TIMESTAMP NOT NULL,
+    PRIMARY KEY (run_id, iteration, phase, checkpoint_id, task, question_id, sample)
 );
 
 CREATE TABLE IF NOT EXISTS importance (
@@ -197,5 +256,11 @@ CREATE TABLE IF NOT EXISTS merge_outcomes (
     answer        VARCHAR,
     is_correct    BOOLEAN NOT NULL,
     num_tokens    INTEGER NOT NULL,
+    finished      BOOLEAN,                       -- false: cut off at the longest length; null: not recorded
     PRIMARY KEY (lab_id, point_id, split, task, question_id)
+);
+
+CREATE TABLE IF NOT EXISTS about_store (
+    version       INTEGER NOT NULL,              -- of this schema (storefile.VERSION)
+    store_id      BIGINT NOT NULL                -- another one after each rebuild: runners then record all again
 );

@@ -1,54 +1,110 @@
 """What the pages share: words for states, the picked run, and actions whose errors become one sentence."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
-from workbench import launch
+from workbench import launch, ledger, queueing, store
 from workbench.config import RunConfig
+from workbench.events import read_lines
+from workbench.paths import confine, confine_config, writable
 from workbench.report import merge_lines
-from workbench.rundir import RunDir, all_runs
-from workbench.settings import build_config, load_settings
+from workbench.rundir import RunDir, all_runs, find_run
+from workbench.rundir import home as current_home
+from workbench.settings import build_config, load_preset
 
 STATUS = {
     "queued": "○ queued",
     "running": "● running",
+    "stopping": "◐ stopping",
     "done": "✓ done",
     "failed": "✕ failed",
     "stopped": "■ stopped",
 }
-STATUS_COLOUR = {"queued": "gray", "running": "blue", "done": "green", "failed": "red", "stopped": "gray"}
+STATUS_COLOUR = {
+    "queued": "gray",
+    "running": "blue",
+    "stopping": "orange",
+    "done": "green",
+    "failed": "red",
+    "stopped": "gray",
+}
+DOUBLE_CLICK_S = 5.0
+MOST_ROWS = 25
+"""Longer tables scroll."""
+TRUST_LABEL = "Run code that the model brings along"
+TRUST_HELP = (
+    "Some models come with Python code of their own (auto_map in their config.json). If you switch this on, that code "
+    "runs on this machine as the account of the workbench: it can read and change files, use keys and the network. "
+    "Switch it on only for a model whose code you have read, or whose author you trust. Off, such a model is refused."
+)
 
 
 def preset_config(name: str, changes: dict[str, Any] | None = None) -> RunConfig:
-    """A preset, with changes under short or dotted names."""
-    return build_config(load_settings(name), changes)
+    """A preset, with changes under short or dotted names; its paths lead to where the screen may go."""
+    return confine_config(build_config(load_preset(name), changes), current_home())
+
+
+def ask_trust(value: bool, key: str, whose: str = "") -> bool:
+    """Whether code that a model brings along may run, with what that means."""
+    trusted = st.toggle(TRUST_LABEL + whose, value, key=key, help=TRUST_HELP)
+    if trusted:
+        st.warning("Its code will run here with the workbench's files, keys and network. Have you read it?", icon="⚠️")
+    return trusted
+
+
+def places(**names: str | None) -> dict[str, str | None] | None:
+    """Models and texts that somebody named; None, after showing what is wrong, where one leads elsewhere."""
+    return attempt(lambda: {what: name and confine(name, current_home(), what) for what, name in names.items()})
+
+
+def place_to_write(name: str) -> Path | None:
+    """The directory that somebody named for a checkpoint; None, after showing why, where the screen may not write."""
+    exports, roots = current_home() / "exports", writable(current_home())
+    given = attempt(lambda: confine(str(exports / Path(name).expanduser()), current_home(), "Write it to", roots))
+    return Path(given) if given else None
+
+
+def plain(text: str) -> str:
+    """A text as Markdown that shows it as it is: no link, no picture from elsewhere, no formula comes of it."""
+    return re.sub(r"([\\`*\[\]$])", r"\\\1", text)
 
 
 def attempt(action: Callable[[], Any]) -> Any:
     """The action's value, or None after showing what is wrong."""
     try:
         return action()
-    except (ValueError, OSError) as error:
-        st.error(str(error))
+    except store.StoreBusy as busy:
+        st.warning(str(busy), icon="⏳")
         return None
+    except (ValueError, OSError) as error:
+        st.error(plain(str(error)))
+        return None
+
+
+def show_delay(db: Path) -> None:
+    """Say who keeps runs from recording, while somebody does."""
+    if said := store.held_by(db):
+        st.warning(said, icon="⏳")
 
 
 def launch_and_watch(config: RunConfig, home: Path) -> None:
     """Start a run and go to its live page."""
-    run_id = attempt(lambda: launch.launch(config, home))
+    run_id = attempt(lambda: launch.launch(config, home, once_s=DOUBLE_CLICK_S))
     if run_id:
         watch(run_id)
 
 
-def watch(run_id: str) -> None:
-    """Go to a run's live page."""
+def watch(run_id: str, page: str = "live") -> None:
+    """Go to a page of a run: live, or accuracy, which shows its comparison."""
     st.session_state["run"] = run_id
-    st.switch_page(Path(__file__).parents[1] / "pages" / "live.py")
+    st.switch_page(Path(__file__).parents[1] / "pages" / f"{page}.py")
 
 
 def pick_run(home: Path) -> RunDir | None:
@@ -60,12 +116,13 @@ def pick_run(home: Path) -> RunDir | None:
     index = runs.index(wanted) if wanted in runs else 0
     chosen = st.sidebar.selectbox("Run", runs, index=index)
     st.query_params["run"] = chosen
-    return RunDir(home / "runs" / chosen)
+    return attempt(lambda: find_run(home, chosen))
 
 
 def observed(runs: pd.DataFrame, home: Path) -> pd.DataFrame:
-    """Runs with the status they really have: one whose runner is gone has failed."""
-    live = runs["status"].isin(["queued", "running"])
+    """Runs with the status they really have: one whose runner is gone has failed. Who waits has a supervisor."""
+    queueing.ensure(home)
+    live = runs["status"].isin(launch.ACTIVE)
     status = [
         launch.observed_status(RunDir(home / "runs" / run_id))[0] if is_live else status
         for run_id, status, is_live in zip(runs["run_id"], runs["status"], live, strict=True)
@@ -78,7 +135,7 @@ def wait_for(file: Path, status: dict[str, Any], text: str) -> None:
     if file.exists():
         st.rerun()
     if status["error"]:
-        st.error(status["error"])
+        st.error(plain(status["error"]))
     else:
         st.info(text)
 
@@ -106,6 +163,45 @@ def accuracies(evals: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def show_alerts(notes: pd.DataFrame, names: Mapping[str, str] | None = None) -> None:
+    """What the runs raised the alarm about: one box for one run, for several a line that opens.
+
+    notes: `evals.alerts_frame`; names: run_id -> what to call it.
+    """
+    alerts = notes[notes["kind"] == "alert"]
+    if alerts.empty:
+        return
+    if alerts["run_id"].nunique() == 1:
+        lines = [f"Iteration {row.iteration}: {plain(row.text)}" for row in alerts.itertuples()]
+        st.warning(lines[0] if len(lines) == 1 else "\n".join(f"- {line}" for line in lines), icon="⚠️")
+        return
+    called = alerts["run_id"].map(names or {}).fillna(alerts["run_id"])
+    with st.expander(f"⚠️ {len(alerts)} alerts in {alerts['run_id'].nunique()} runs"):
+        table = alerts.assign(run=called)[["run", "iteration", "text"]]
+        st.dataframe(table, hide_index=True, column_config={"text": st.column_config.TextColumn(width="large")})
+
+
+def alerts_told(home: Path) -> pd.DataFrame:
+    """The latest alerts that somebody was told, or should have been: when, what, and what came of it."""
+    rows, _ = read_lines(home / "queue" / "alerts.jsonl")
+    words = {True: "sent", False: "written down"}
+    return pd.DataFrame(
+        {
+            "when": [ago(datetime.fromtimestamp(row["ts"], UTC).replace(tzinfo=None)) for row in rows[:-11:-1]],
+            "alert": [row["text"] for row in rows[:-11:-1]],
+            "came of it": ["; ".join(row["problems"]) or words[row["sent"]] for row in rows[:-11:-1]],
+        }
+    )
+
+
+def words_table(frame: pd.DataFrame, key: str) -> None:
+    """A frame of words, numbers among them: names on the left, the rest on the right."""
+    numbers = [name for name in frame.columns if name not in ledger.NAMES]
+    right = {name: st.column_config.TextColumn(alignment="right") for name in numbers}
+    height = "content" if len(frame) <= MOST_ROWS else "auto"
+    st.dataframe(frame, hide_index=True, column_config=right, height=height, key=key)
+
+
 def short_model(model: str) -> str:
     """The last two parts of a model's path or name."""
     return "/".join(Path(model).parts[-2:])
@@ -113,7 +209,10 @@ def short_model(model: str) -> str:
 
 def per_cent(curve: Sequence[float] | float | None) -> list[float]:
     """A list of fractions in per cent; empty where there is none."""
-    return [] if curve is None or isinstance(curve, float) else [100 * value for value in curve if value is not None]
+    if np.ndim(curve) == 0:  # None, or what pandas has for it
+        return []
+    values = np.ma.filled(np.ma.asarray(curve, dtype=float), np.nan)  # DuckDB masks what is missing in a list
+    return [100 * value for value in values.tolist() if not np.isnan(value)]
 
 
 def ago(time: datetime) -> str:

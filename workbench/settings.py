@@ -5,11 +5,12 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from workbench.config import AnalyzeConfig, MergeConfig, RunConfig, Section
+from workbench.redact import redacted, refuse_secrets
 
 PRESETS = Path(__file__).parent / "presets"
 Checked = TypeVar("Checked", bound=Section)
@@ -30,9 +31,24 @@ class ConfigError(ValueError):
     """A setting is wrong; the message names it, its value and the allowed range."""
 
 
+class NotHere(ValueError):
+    """Rows, a package or a server that a run needs and this machine lacks; the settings themselves may be right."""
+
+
 def preset_names() -> list[str]:
     """The presets shipped with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset: a name, never a path.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}; presets are: {', '.join(preset_names())}")
+    return load_settings(name)
 
 
 def load_settings(source: str | Path) -> dict[str, Any]:
@@ -61,7 +77,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set wants key=value, got {assignment!r}")
+            raise ConfigError(f"--set wants key=value, got {redacted(assignment)!r}")
         try:
             value = json.loads(text)
         except ValueError:
@@ -81,7 +97,9 @@ def build_config(settings: Mapping[str, Any], changes: Mapping[str, Any] | None 
         *sections, last = SHORT_NAMES.get(name, name).split(".")
         target = nested
         for section in sections:
-            target = target.setdefault(section, {})
+            if target.get(section) is None:  # absent, or switched off as with lora: null
+                target[section] = {}
+            target = target[section]
             if not isinstance(target, dict):
                 raise ConfigError(f"{name} is not a setting: {section} has no parts")
         target[last] = value
@@ -108,9 +126,12 @@ def analyze_config(settings: Mapping[str, Any]) -> AnalyzeConfig:
 
 def _validated(section: type[Checked], settings: Mapping[str, Any]) -> Checked:
     try:
+        refuse_secrets(settings)  # before anything else can be wrong, whose message would show the value
         return section.model_validate(settings)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(section, e) for e in error.errors())) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _explain(section: type[Section], error: Mapping[str, Any]) -> str:
@@ -118,12 +139,15 @@ def _explain(section: type[Section], error: Mapping[str, Any]) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
+            kinds = section.model_fields[part].annotation
+            section = next((kind for kind in get_args(kinds) if kind is not type(None)), kinds)
         return f"unknown setting {name!r}; known here: {', '.join(section.model_fields)}"
     if error["type"] == "missing":
         return f"{name} is required"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}, got {error['input']!r}" if name else message
+    if not name or isinstance(error["input"], Mapping):  # a whole section, which may hold what nobody should see
+        return f"{name}: {message}" if name else message
+    return f"{name}: {message}, got {error['input']!r}"
 
 
 def setting(config: RunConfig, name: str) -> Any:

@@ -1,98 +1,40 @@
-"""The DuckDB store: short connections, one transaction a batch, DataFrames out.
+"""The DuckDB store as the screen and notebooks see it: questions in, frames out. Each question is one short look."""
 
-A DuckDB file has one writing process at a time, and a reader blocks a writer. So every connection lives
-for one query or one batch and is tried again for a while when the file is held; nobody keeps one open.
-"""
-
-import random
+import contextlib
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pandas
 from pandas import DataFrame
 
-from workbench.ingest import TABLES, Batch, read_lab, read_run
-from workbench.labdir import LabDir, all_labs
-from workbench.rundir import RunDir, all_runs, store_path
+from workbench.recording import catch_up, held_by, ingest, mended, prepare, rebuild
+from workbench.storefile import SCHEMA, VERSION, StoreBusy, StoreDamaged, StoreNewer, connect, is_damage, version_of
 
-SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
-WAIT_S = 10.0
-_one_at_a_time = threading.Lock()
-"""Read-only and writing connections to one file do not mix inside a process."""
-
-
-class StoreBusy(OSError):
-    """Somebody else held the store's file for longer than we waited; the message says who."""
-
-
-@contextmanager
-def connect(db: Path, *, read_only: bool, wait_s: float = WAIT_S) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection for one query or one batch.
-
-    Raises:
-        StoreBusy: the file is held by another process; the message says which, where DuckDB knows.
-    """
-    deadline = time.monotonic() + wait_s
-    with _one_at_a_time:
-        while True:
-            try:
-                connection = duckdb.connect(db, read_only=read_only)
-                break
-            except duckdb.IOException as error:
-                if "lock" not in str(error).lower() or time.monotonic() > deadline:
-                    raise StoreBusy(f"the store {db} is held: {error}") from error
-                time.sleep(random.uniform(0.002, 0.02))
-        try:
-            yield connection
-        finally:
-            connection.close()
-
-
-def ingest(db: Path, place: RunDir | LabDir, offsets: Mapping[str, int]) -> dict[str, int]:
-    """Bring the store up to date with a run's or lab's files, read from `offsets` on; return the new offsets."""
-    batch = _read(place, offsets)
-    db.parent.mkdir(parents=True, exist_ok=True)
-    with connect(db, read_only=False) as connection:
-        _write(connection, batch)
-    return batch.offsets
-
-
-def _read(place: RunDir | LabDir, offsets: Mapping[str, int]) -> Batch:
-    return read_lab(place, offsets) if isinstance(place, LabDir) else read_run(place, offsets)
-
-
-def rebuild(root: Path) -> int:
-    """Make the store anew from the run directories; return the number of runs."""
-    db, scratch = store_path(root), store_path(root).with_suffix(".rebuild")
-    scratch.unlink(missing_ok=True)
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    runs = all_runs(root)
-    with connect(scratch, read_only=False) as connection:
-        connection.execute(SCHEMA)
-        for place in [*runs, *all_labs(root)]:
-            _write(connection, _read(place, {}))
-    scratch.replace(db)
-    db.with_name(db.name + ".wal").unlink(missing_ok=True)
-    return len(runs)
-
-
-def _write(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None:
-    """Insert or replace a batch in one transaction."""
-    connection.execute("BEGIN")
-    connection.execute(SCHEMA)
-    for table, columns in TABLES.items():
-        if rows := batch.rows[table]:
-            frame = DataFrame(rows, columns=list(columns))
-            cast = ", ".join(f"CAST({name} AS {kind}) AS {name}" for name, kind in columns.items())
-            names = ", ".join(columns)
-            connection.register("batch", frame)
-            connection.execute(f"INSERT OR REPLACE INTO {table} ({names}) SELECT {cast} FROM batch")
-            connection.unregister("batch")
-    connection.execute("COMMIT")
+__all__ = [
+    "SCHEMA",
+    "StoreBusy",
+    "StoreDamaged",
+    "StoreNewer",
+    "catch_up",
+    "connect",
+    "held_by",
+    "ingest",
+    "query",
+    "query_limited",
+    "rebuild",
+]
+CONFINED = ("enable_external_access = false", "lock_configuration = true")
+"""What every question is asked under."""
+BUCKETS = 500
+"""Of a curve: about as many as a chart has pixels for."""
+_open_look: ContextVar[tuple[Path | None, duckdb.DuckDBPyConnection | None]] = ContextVar("look", default=(None, None))
+NO_DISK = "temp_directory = ''"
+"""And a person's, which may be a large one."""
 
 
 def query(db: Path, sql: str, parameters: list[Any] | None = None) -> DataFrame:
@@ -100,25 +42,99 @@ def query(db: Path, sql: str, parameters: list[Any] | None = None) -> DataFrame:
 
     Raises:
         ValueError: not valid SQL, or it would write.
+        StoreBusy: the store cannot be had now; the message says why.
     """
+    return mended(db, lambda: _query(db, sql, parameters or []))
+
+
+def _query(db: Path, sql: str, parameters: list[Any]) -> DataFrame:
+    with contextlib.ExitStack() as stack:
+        open_db, connection = _open_look.get()
+        if open_db != db:
+            connection = stack.enter_context(_look(db))
+        try:
+            return connection.execute(sql, parameters).df()
+        except duckdb.Error as error:
+            if is_damage(error):
+                raise
+            raise ValueError(str(error)) from error
+
+
+@contextmanager
+def one_look(db: Path) -> Iterator[None]:
+    """Queries in here share one connection: the file is opened once. Read everything, leave, and then draw.
+
+    Raises:
+        StoreBusy: the store cannot be had now; the message says why.
+    """
+    with contextlib.ExitStack() as stack:
+        token = _open_look.set((db, mended(db, lambda: stack.enter_context(_look(db)))))
+        try:
+            yield
+        finally:
+            _open_look.reset(token)
+
+
+@contextmanager
+def _look(db: Path, *settings: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A confined read-only connection to a store of this version: made or brought up to it first, where need be."""
     if not db.exists():
-        _create_tables(db)
-    for is_last in (False, True):
-        with connect(db, read_only=True) as connection:
-            connection.execute("SET enable_external_access = false")
-            try:
-                return connection.execute(sql, parameters or []).df()
-            except duckdb.Error as error:
-                if is_last or not isinstance(error, duckdb.CatalogException):
-                    raise ValueError(str(error)) from error
-        _create_tables(db)  # a store of an older version lacks the newer tables
+        raise StoreDamaged(f"there is no store {db}")
+    with connect(db, read_only=True) as connection:
+        if is_current := version_of(connection)[0] == VERSION:
+            for setting in (*settings, *CONFINED):
+                connection.execute(f"SET {setting}")
+            yield connection
+    if not is_current:
+        prepare(db)
+        with _look(db, *settings) as connection:
+            yield connection
 
 
-def _create_tables(db: Path) -> None:
-    """Make the tables that are not there."""
-    db.parent.mkdir(parents=True, exist_ok=True)
-    with connect(db, read_only=False) as connection:
-        connection.execute(SCHEMA)
+def query_limited(db: Path, sql: str, max_rows: int, timeout_s: float) -> tuple[DataFrame, bool]:
+    """The first rows of one SELECT that a person wrote, and whether there were more.
+
+    It reads the store and nothing else, is given up after `timeout_s`, and uses bounded memory and no disk.
+
+    Raises:
+        ValueError: not valid SQL, or not one SELECT, or it took too long or too much memory.
+        StoreBusy: the store cannot be had now; the message says why.
+    """
+    return mended(db, lambda: _query_limited(db, sql, max_rows, timeout_s))
+
+
+def _query_limited(db: Path, sql: str, max_rows: int, timeout_s: float) -> tuple[DataFrame, bool]:
+    with _look(db, NO_DISK) as connection:
+        late = threading.Event()
+        timer = threading.Timer(timeout_s, lambda: (late.set(), connection.interrupt()))
+        try:
+            kinds = [statement.type for statement in connection.extract_statements(sql)]
+            if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
+                raise ValueError("the store answers one SELECT at a time (or EXPLAIN, DESCRIBE, SHOW, SUMMARIZE)")
+            timer.start()
+            return _first_rows(connection.execute(sql), max_rows)
+        except duckdb.Error as error:
+            if is_damage(error):
+                raise
+            if late.is_set():
+                raise ValueError(
+                    f"the query was given up after {timeout_s:g} s; ask for less, with WHERE or a smaller join"
+                ) from error
+            raise ValueError(str(error)) from error
+        finally:
+            timer.cancel()
+            if timer.is_alive():
+                timer.join()
+
+
+def _first_rows(result: duckdb.DuckDBPyConnection, max_rows: int) -> tuple[DataFrame, bool]:
+    """Up to `max_rows` rows of a result, and whether there are more; the rest is not fetched."""
+    chunks = [result.fetch_df_chunk()]
+    count = len(chunks[0])
+    while count <= max_rows and len(chunk := result.fetch_df_chunk()):
+        chunks.append(chunk)
+        count += len(chunk)
+    return pandas.concat(chunks, ignore_index=True).head(max_rows), count > max_rows
 
 
 def runs_frame(db: Path) -> DataFrame:
@@ -153,6 +169,11 @@ def runs_frame(db: Path) -> DataFrame:
     )
 
 
+def run_frame(db: Path, run_id: str) -> DataFrame:
+    """The row of one run; none where it has not been recorded yet."""
+    return query(db, "SELECT * EXCLUDE (config) FROM runs WHERE run_id = ?", [run_id])
+
+
 def evals_frame(db: Path, run_id: str) -> DataFrame:
     """The accuracies of a run, in the order of its checkpoints, ID first."""
     return query(
@@ -167,9 +188,27 @@ def phases_frame(db: Path, run_id: str) -> DataFrame:
     return query(db, "SELECT * FROM phases WHERE run_id = ? ORDER BY iteration, started_at", [run_id])
 
 
-def metrics_frame(db: Path, run_id: str, name: str) -> DataFrame:
-    """One metric of a run by iteration and step."""
-    return query(db, "SELECT * FROM metrics WHERE run_id = ? AND name = ? ORDER BY iteration, step", [run_id, name])
+def metrics_frame(db: Path, run_id: str, name: str, buckets: int | None = BUCKETS) -> DataFrame:
+    """One metric of a run by iteration and step, each iteration's steps in at most `buckets`; None: every step.
+
+    step and value are a bucket's means; low and high its extremes, at low_step and high_step: a peak of one step
+    in a hundred thousand is still there. Columns beside: iteration, num_values.
+    """
+    return query(
+        db,
+        """
+        WITH points AS (
+            SELECT iteration, step, value, count(*) OVER (PARTITION BY iteration) AS num_steps,
+                   row_number() OVER (PARTITION BY iteration ORDER BY step) - 1 AS place
+            FROM metrics WHERE run_id = ? AND name = ? AND value IS NOT NULL
+        )
+        SELECT iteration, avg(step) AS step, avg(value) AS value, min(value) AS low, arg_min(step, value) AS low_step,
+               max(value) AS high, arg_max(step, value) AS high_step, count(*) AS num_values
+        FROM points GROUP BY iteration, place * least(coalesce(?, num_steps), num_steps) // num_steps
+        ORDER BY iteration, step
+        """,
+        [run_id, name, buckets],
+    )
 
 
 def solutions_frame(db: Path, run_id: str, limit: int) -> DataFrame:
@@ -247,12 +286,12 @@ def gains_frame(db: Path, run_id: str) -> DataFrame:
         """
         WITH answers AS (
             SELECT o.*, e.kind, e.domain FROM outcomes o JOIN evals e USING (run_id, checkpoint_id, task)
-            WHERE o.run_id = ?
+            WHERE o.run_id = ? AND o.sample = 0
         )
         SELECT iteration, kind, domain, task, avg(d) AS gain, var_samp(d) AS variance, count(*) AS num_questions
         FROM (
             SELECT a.iteration, a.kind, a.domain, a.task, a.is_correct::INT - b.is_correct::INT AS d
-            FROM answers a JOIN answers b USING (task, question_id, sample)
+            FROM answers a JOIN answers b USING (task, question_id)
             WHERE b.kind = 'base' AND a.kind <> 'base'
         )
         GROUP BY ALL ORDER BY iteration, kind DESC, domain, task

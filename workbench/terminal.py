@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from workbench import queueing
 from workbench.events import read_lines
 from workbench.launch import ENDED, observed_status
 from workbench.rundir import PhaseDir, RunDir
@@ -34,6 +35,7 @@ def updates(run: RunDir) -> Iterator[Update | None]:
         yield None
         if ended:
             return
+        queueing.ensure(run.path.parents[1])
         ended = observed_status(run)[0] in ENDED
         time.sleep(0 if ended else POLL_S)
 
@@ -64,7 +66,7 @@ def follow(run: RunDir, console: Console) -> None:
                     console.print(f"{label}: {event['total']} {event['unit']}")
             elif event["name"] == "score":
                 console.print(score_line(place.iteration, event))
-            elif event["name"] == "note":
+            elif event["name"] in ("note", "alert"):
                 console.print(f"  {event['text']}", markup=False)
 
 

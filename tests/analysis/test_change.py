@@ -1,12 +1,13 @@
 """Weight change against numpy on the raw tensors."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT
@@ -81,3 +82,30 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="was the vocabulary resized"):
         open_pair(POCKET, tmp_path)
+
+
+def changed_copy(path, change):
+    """The pocket model with other tensors, and a mask of booleans as old checkpoints have them."""
+    shutil.copytree(POCKET, path)
+    tensors = load_file(POCKET / "model.safetensors")
+    mask = {"model.layers.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool)}
+    save_file({name: change(tensor) for name, tensor in tensors.items()} | mask, path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused_on_either_side(tmp_path, dtype):
+    whole = changed_copy(tmp_path / "whole", lambda tensor: tensor)
+    small = changed_copy(tmp_path / "small", lambda tensor: tensor.to(dtype))
+    for sides in ((whole, small), (small, whole), (small, small)):
+        with pytest.raises(ValueError, match=r"small/model.safetensors: .* not quantised"):
+            weight_change(*open_pair(*sides))
+    assert all(row["change"] == 0 for row in weight_change(*open_pair(whole, whole))), "the mask is no weight"
+
+
+def test_weights_that_are_no_numbers_are_refused_with_their_side(tmp_path):
+    whole = changed_copy(tmp_path / "whole", lambda tensor: tensor)
+    broken = changed_copy(tmp_path / "broken", lambda tensor: tensor * math.nan)
+    for sides in ((whole, broken), (broken, whole)):
+        with pytest.raises(ValueError, match=r"holds NaN or infinity in .*/broken; "):
+            weight_change(*open_pair(*sides))

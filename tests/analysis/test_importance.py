@@ -1,13 +1,22 @@
 """Importance against dense float64 gradients and against weights really removed, on a two-layer model."""
 
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeForCausalLM,
+)
 
+from workbench.analysis.backward import mapped
 from workbench.analysis.importance import measure, open_model
 from workbench.analysis.index import Importance
 from workbench.config import AnalyzeConfig
@@ -66,6 +75,49 @@ def test_every_variant_equals_a_dense_computation(model, tmp_path, order, how):
         expected = np.mean([removed(group, weight, order) for group in groups])
         layer, module = int(name.split(".")[2]), name.split(".")[-2]
         assert found.values[layer, found.modules.index(module)] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_a_model_that_runs_batch_and_tokens_together(tmp_path, order):
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=40, hidden_size=8, ffn_dim=12, num_hidden_layers=2, num_attention_heads=2,
+                       max_position_embeddings=20, word_embed_proj_dim=8, init_std=0.5, pad_token_id=None)  # fmt: skip
+    opt, examples = OPTForCausalLM(config).double().eval(), texts(7)
+    found, _ = measure(opt, tmp_path, examples, AnalyzeConfig(order=order, batch_size=3), seed=0, scratch=tmp_path)
+    opt.requires_grad_(True)
+    weights = dict(opt.model.decoder.layers.named_parameters())
+    weights = {name: weight for name, weight in weights.items() if weight.dim() == 2}
+    each = [torch.autograd.grad(loss(opt, example), list(weights.values())) for example in examples]
+    for layer in range(2):
+        expected = sum(
+            removed(torch.stack([g[at] for g in each]), weight, order)
+            for at, (name, weight) in enumerate(weights.items())
+            if name.startswith(f"{layer}.")
+        )
+        assert found.values[layer, 0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [MixtralForCausalLM, Qwen3MoeForCausalLM])
+def test_a_model_whose_experts_would_be_left_out_is_refused(tmp_path, kind):
+    config = kind.config_class(vocab_size=40, hidden_size=8, intermediate_size=12, num_hidden_layers=2, head_dim=4,
+                               num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_local_experts=4,
+                               moe_intermediate_size=4)  # fmt: skip
+    with pytest.raises(ValueError, match=r"has mlp\.\S+ in its blocks, which is no linear layer's weight"):
+        measure(kind(config), tmp_path, texts(3), AnalyzeConfig(), seed=0, scratch=tmp_path)
+
+
+def test_states_that_the_disk_cannot_hold_are_refused_before_they_are_written(tmp_path):
+    with pytest.raises(ValueError, match=r"keeps 2.1e\+06 GiB of states .* lower analyze.num_examples"):
+        mapped(tmp_path, 2**49, torch.float32)
+    mapped(tmp_path, 2**20, torch.float32)[:] = 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_is_no_numbers_is_refused(model, tmp_path):
+    broken = Qwen2ForCausalLM(model.config)
+    broken.model.layers[1].mlp.up_proj.weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="on these texts is nan"):
+        measure(broken, tmp_path, texts(3), AnalyzeConfig(), seed=0, scratch=tmp_path)
 
 
 def test_it_is_what_the_loss_loses_when_a_weight_goes(model, tmp_path):

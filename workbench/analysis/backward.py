@@ -8,6 +8,8 @@ the sums over all examples are needed for one layer only, and can be float32 wha
 Rows of a batch are padded at the end: under a causal mask nothing looks at the padding, so no mask is needed.
 """
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,19 +60,49 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The decoder blocks, and their name in the model.
 
     Raises:
-        ValueError: no list of blocks with linear weights in it.
+        ValueError: no list of blocks with linear weights in it, or blocks with other matrices, as fused experts.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) and name.rsplit(".", 1)[-1] in ("layers", "h", "blocks"):
             if not linear_weights(module[0]):
                 break
+            _refuse_other_matrices(model, module)
             return name, module
     raise ValueError(f"{type(model).__name__} has no list of decoder blocks with linear layers; importance needs one")
+
+
+def _refuse_other_matrices(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    for layer in layers:
+        known = {f"{name}.weight" for name in linear_weights(layer)}
+        for name, weight in layer.named_parameters():
+            if weight.dim() > 1 and name not in known:
+                raise ValueError(
+                    f"{type(model).__name__} has {name} in its blocks, which is no linear layer's weight (experts, a "
+                    "router, a convolution): importance would leave it out, so it is not measured for this model; "
+                    "for the weight change alone: workbench layers change"
+                )
 
 
 def linear_weights(layer: nn.Module) -> dict[str, nn.Linear]:
     """The linear modules of one layer, by their name in it."""
     return {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+
+
+def mapped(directory: Path, size: int, dtype: torch.dtype) -> Tensor:
+    """`size` numbers in a file of a directory that goes with them; on a disk that fills up later, a write would kill.
+
+    Raises:
+        ValueError: the disk has no room for it.
+    """
+    wanted, free = size * dtype.itemsize, shutil.disk_usage(directory).free
+    if wanted > free:
+        raise ValueError(
+            f"importance keeps {wanted / 2**30:.3g} GiB of states between layers in {directory}, whose disk has "
+            f"{free / 2**30:.3g} GiB left; free some, or lower analyze.num_examples or analyze.max_length"
+        )
+    with tempfile.NamedTemporaryFile(dir=directory) as file:  # lives on, nameless, while it is mapped
+        os.posix_fallocate(file.fileno(), 0, wanted)
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype)
 
 
 class LayerwiseBackward:
@@ -87,8 +119,7 @@ class LayerwiseBackward:
         self.calls: list[list[tuple[tuple, dict[str, Any]]]] = [[] for _ in batches]
         size = model.config.get_text_config().hidden_size
         positions, slots = batches[-1].place.stop, len(self.layers) + 1
-        with tempfile.NamedTemporaryFile(dir=scratch) as file:  # lives on, nameless, while it is mapped
-            flat = torch.from_file(file.name, shared=True, size=slots * positions * size, dtype=model.dtype)
+        flat = mapped(scratch, slots * positions * size, model.dtype)
         self.states = flat.view(slots, positions, size)  # slot n: input of layer n, then its gradient
 
     def forward(self) -> float:
@@ -175,14 +206,20 @@ class LayerwiseBackward:
         ids, head = self.batches[0].ids[:1, :4].to(self.model.device), self.model.get_output_embeddings()
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         logits = self.model(input_ids=ids, use_cache=False).logits
-        if head is None or not torch.allclose(head(hidden).to(logits.device), logits, rtol=1e-2, atol=1e-2):
+        if head is None or not torch.allclose(
+            head(hidden).to(logits.device), logits, rtol=1e-2, atol=1e-2, equal_nan=True
+        ):
             raise ValueError(f"{type(self.model).__name__} changes its logits behind the head; not supported here")
 
 
 def _catch(take: Take, name: str, rows: slice, module: nn.Linear, args: tuple, out: Tensor) -> None:
-    """Hand over a linear weight's input with the gradient of its output, once that comes."""
-    inputs = args[0].detach()
-    out.register_hook(lambda gradient: take(name, rows, inputs, gradient))
+    """Hand over a linear weight's input with the gradient of its output, once that comes.
+
+    Some models run batch and tokens together (OPT): they are taken apart again.
+    """
+    count = rows.stop - rows.start
+    inputs = args[0].detach().reshape(count, -1, module.in_features)
+    out.register_hook(lambda dy: take(name, rows, inputs, dy.reshape(count, -1, module.out_features)))
 
 
 def _first(out: Any) -> Tensor:

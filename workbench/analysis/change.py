@@ -43,11 +43,11 @@ def weight_change(left: Reader, right: Reader, *, threads: int | None = None) ->
     Module "all" is the sum over the layer's modules (Eq. 4; of several weights of one module too). Rows with
     layer None are what belongs to no layer's sum: all embeddings, norms, biases and the head, each as one
     vector. With tied embeddings there is no head.
+
+    Raises:
+        ValueError: weights that are no floating-point numbers, or not finite.
     """
-    names = [
-        name for name, entry in left.entries.items()
-        if entry.dtype in NUMPY_TYPES and not (left.description.tied and name == "lm_head.weight")
-    ]  # fmt: skip
+    names = _weights(left, right)
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         squares = dict(zip(names, pool.map(lambda name: _squares(left, right, name), names), strict=True))
     layers: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0]) for _ in range(num_layers(names))]
@@ -70,6 +70,20 @@ def weight_change(left: Reader, right: Reader, *, threads: int | None = None) ->
     ]  # fmt: skip
 
 
+def _weights(left: Reader, right: Reader) -> list[str]:
+    """What both sides hold as floating-point numbers; of the rest, only tables of indices and masks may be left out."""
+    names = [name for name in left.entries if not (left.description.tied and name == "lm_head.weight")]
+    found = [reader.entries[name] for name in names for reader in (left, right)]
+    others = {entry.name: entry for entry in found if entry.dtype not in NUMPY_TYPES}
+    for name, entry in others.items():
+        if name.endswith("weight") or part_of(name, entry.shape)[0] is not None:
+            raise ValueError(
+                f"{entry.file}: {name} is {entry.dtype}, and weight change is read from {', '.join(NUMPY_TYPES)}; "
+                "give a copy of the model that is not quantised"
+            )
+    return [name for name in names if name not in others]
+
+
 def _squares(left: Reader, right: Reader, name: str) -> np.ndarray:
     """|right - left|^2 and |left|^2 of one tensor, in pieces."""
     total = np.zeros(2)
@@ -78,4 +92,9 @@ def _squares(left: Reader, right: Reader, name: str) -> np.ndarray:
         if pair[0].dtype != pair[1].dtype:
             pair = [as_float32(values) for values in pair]
         total += kernel.difference(*pair)
+    if not np.isfinite(total).all():
+        raise ValueError(
+            f"{name} holds NaN or infinity in {(right if np.isfinite(total[1]) else left).path}; its training went "
+            "astray, give an earlier checkpoint"
+        )
     return total

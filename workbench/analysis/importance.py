@@ -1,5 +1,6 @@
 """Importance (paper Eq. 2-3) of a model's linear weights for a set of texts, by module and layer, with its band."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,13 +25,17 @@ NUM_SAMPLED = 1024
 Progress = Callable[[int, int], None]
 
 
-def open_model(path: Path, dtype: str, device_map: Any = None) -> PreTrainedModel:
+def open_model(path: Path, dtype: str, device_map: Any = None, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model to take gradients of; on GPUs spread over them by accelerate, which puts aside what does not fit."""
     on_gpu = torch.cuda.is_available()
     if dtype == "auto" and not on_gpu:
         dtype = "float32"
     return AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, device_map=device_map or ("auto" if on_gpu else None)
+        path,
+        dtype=dtype,
+        device_map=device_map or ("auto" if on_gpu else None),
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
     )
 
 
@@ -56,7 +61,11 @@ def measure(
     began, examples = time.time(), sorted(examples, key=lambda example: len(example.ids))
     batches = make_batches(examples, config.batch_size)
     run = LayerwiseBackward(model, batches, scratch)
-    loss = run.forward()
+    if not math.isfinite(loss := run.forward()):
+        raise ValueError(
+            f"the loss of {checkpoint} on these texts is {loss} in {model.dtype}, so its gradients say nothing; set "
+            "analyze.dtype to float32, or give a checkpoint without NaN"
+        )
     layers = []
     for number in reversed(range(len(run.layers))):
         sums = _LayerSums(run, number, config, len(examples), checkpoint, seed)

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.checkpoints import MERGE_REPORT as REPORT
+from workbench.checkpoints import is_removed, weights_lock
 from workbench.core.distances import from_base
 from workbench.core.recipe import Recipe
 from workbench.merging.stream import Models, Progress, Totals, merged_parts, open_models, pair_moments
 
-REPORT = "merge.json"
 WEIGHTS = "model.safetensors"
-KEPT_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+KEPT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py")
 NOT_COPIED = (WEIGHTS, f"{WEIGHTS}.index.json", REPORT, "adapter_config.json")
 
 
@@ -73,6 +74,7 @@ def remake(directory: Path, *, threads: int | None = None) -> dict[str, Any]:
         raise ValueError(f"{directory} has no {REPORT}: it is not a merge of this workbench") from None
     if (directory / WEIGHTS).exists():
         raise ValueError(f"{directory / WEIGHTS} is still there; nothing to make again")
+    restore(*(Path(report[side]) for side in ("base", "start", "sft")), threads=threads)
     recipe = recipe_of(report)
     scratch = directory.with_name(f".{directory.name}.again")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -81,10 +83,28 @@ def remake(directory: Path, *, threads: int | None = None) -> dict[str, Any]:
                                   threads=threads)[0]  # fmt: skip
         if again["sha256"] != report["sha256"]:
             raise ValueError(f"{directory}: the weights differ from the first ones; base, start or sft has changed")
+        written = (directory / REPORT).stat()
+        os.utime(scratch / WEIGHTS, ns=(written.st_atime_ns, written.st_mtime_ns))  # they are no newer than they were
         (scratch / WEIGHTS).replace(directory / WEIGHTS)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return report
+
+
+def restore(*directories: Path, threads: int | None = None) -> list[Path]:
+    """Make again the weights of those directories that are merges without them; which these were.
+
+    Raises:
+        ValueError: they cannot be made the same again.
+    """
+    made = []
+    for directory in dict.fromkeys(directories):
+        if is_removed(directory):
+            with weights_lock(directory):
+                if is_removed(directory):  # another process may have been first
+                    remake(directory, threads=threads)
+                    made.append(directory)
+    return made
 
 
 def recipe_of(report: Mapping[str, Any]) -> Recipe:

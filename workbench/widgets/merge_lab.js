@@ -45,7 +45,8 @@ function totals(found) {
 }
 
 export default async function (component) {
-  const { data, parentElement, setStateValue } = component;
+  const { data, parentElement, setStateValue, setTriggerValue } = component;
+  offerNotebook(parentElement.querySelector(".workbench-notebook"), data.notebook, () => setTriggerValue("notebook", 1));
   const root = parentElement.querySelector(".merge-lab");
   const find = (name) => root.querySelector(`[name=${name}]`);
   if (!root.merge || root.pair !== data.pair_id) {
