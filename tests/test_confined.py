@@ -81,8 +81,9 @@ def test_every_text_of_a_config_is_confined_or_known_to_be_no_path(home, outside
     found = {*texts_of(RunConfig)}
     assert {"model", "sft.hostfile", "eval_tasks"} <= found and found >= paths.NO_PATHS
     for setting in found - paths.NO_PATHS:
+        value = f"file://{outside}" if setting == "ray.storage" else str(outside)
         with pytest.raises(ValueError, match="leads out"):
-            screen.preset_config("pocket", {setting: str(outside), "sft.zero": 2})
+            screen.preset_config("pocket", {setting: value, "sft.zero": 2})
 
 
 def test_a_checkpoint_is_written_to_the_exports_or_a_named_directory(home, outside, monkeypatch):

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from workbench import checkpoints, preflight
-from workbench.config import RunConfig, SftConfig, TeacherConfig
+from workbench.config import RayConfig, RunConfig, SftConfig, TeacherConfig
 from workbench.engines import engine_kind
 from workbench.examples import check_text
 from workbench.jobs import TaskSource
@@ -21,6 +21,8 @@ def check(config: RunConfig, root: Path) -> list[str]:
     wrong, missing = findings(config, root)
     if wrong or missing:
         return [*wrong, *missing]
+    if config.on == "ray":  # the nodes' memory is not this machine's; `cluster.checks.look_around` sees the nodes
+        return preflight.elsewhere(config, root)
     return preflight.problems(config, this_machine(root), engine_kind(config.engine), root)
 
 
@@ -36,6 +38,7 @@ def findings(config: RunConfig, root: Path) -> tuple[list[str], list[str]]:
         *([(config, _check_analysis)] if config.analyze.enabled else []),
         *([(config.teacher, _check_teacher)] if config.teacher.model else []),
         (config.engine, engine_kind),
+        *([(config.ray, _check_cluster)] if config.on == "ray" else []),
         (config.sft, _check_training),
         (config, _check_prompts),
         (root, _check_writable),
@@ -103,6 +106,15 @@ def _check_teacher(teacher: TeacherConfig) -> None:
         raise NotHere(
             f"{teacher.url} cannot be reached ({type(error).__name__}); start the teacher's server first"
         ) from error
+
+
+def _check_cluster(settings: RayConfig) -> None:
+    """Ray is an extra; a cluster's dashboard must answer."""
+    if find_spec("ray") is None:
+        raise NotHere("on is ray, which is not installed here: pip install -e '.[cluster]', or set on to machine")
+    from workbench.cluster.checks import check_address  # ray
+
+    check_address(settings.address)
 
 
 def _check_training(sft: SftConfig) -> None:

@@ -53,6 +53,8 @@ def run(
     preset: Annotated[str | None, typer.Option(help="A shipped preset (default: pocket).")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML or JSON file of settings.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    on: Annotated[str | None, typer.Option(help="machine (this one) or ray (a cluster).")] = None,
+    address: Annotated[str | None, typer.Option(help="The Ray cluster's dashboard: http://head:8265.")] = None,
     detach: Annotated[bool, typer.Option(help="Do not follow the run; print its id.")] = False,
     priority: Annotated[int, typer.Option(min=-100, max=100, help="Higher goes first in the queue.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Start nothing; check it and print its plan.")] = False,
@@ -61,7 +63,9 @@ def run(
     """Launch a run and follow it. Ctrl-C ends the following, not the run."""
     if preset and config:
         raise ValueError("give --preset or --config, not both")
-    settings = build_config(load_settings(config or preset or "pocket"), parse_assignments(changes or []))
+    named = {"on": on, "ray.address": address}
+    asked = parse_assignments(changes or []) | {name: value for name, value in named.items() if value is not None}
+    settings = build_config(load_settings(config or preset or "pocket"), asked)
     root = rundir.home()
     if as_json and not dry_run:
         raise ValueError("--json goes with --dry-run; of a run that was launched: workbench show RUN --json")

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from workbench import cluster
 from workbench.jobs import Section, SftJob
 from workbench.machine import gpus, read_hosts
 from workbench.rundir import PhaseDir
@@ -11,9 +12,9 @@ from workbench.rundir import PhaseDir
 
 def phase_command(place: PhaseDir, job: Section) -> list[str]:
     """A phase is one process; training with ZeRO is one for each GPU, started by torchrun or, on several machines,
-    by DeepSpeed's launcher."""
+    by DeepSpeed's launcher; on a cluster Ray Train starts these where they are to run."""
     module = ["-m", f"workbench.phases.{place.phase}", str(place.path)]
-    if not isinstance(job, SftJob) or not job.sft.zero:
+    if not isinstance(job, SftJob) or not job.sft.zero or cluster.here():
         return [sys.executable, *module]
     if job.sft.hostfile:
         read_hosts(Path(job.sft.hostfile))  # without one, DeepSpeed would train on this machine and hardly say so

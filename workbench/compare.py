@@ -73,7 +73,9 @@ def launch_all(configs: Sequence[RunConfig], root: Path, *, once_s: float = 0.0)
             raise ValueError(f"{arm_of(config)}, seed {config.seed}: {problems[0]}")
     if problem := preflight.disk_problem(configs, root):
         raise ValueError(problem)
-    return [launch.launch(config, root, once_s=once_s) for config in configs]
+    if configs and configs[0].on == "ray":  # they differ in nothing that a cluster has or has not
+        launch.look_around(configs[0], root)
+    return [launch.launch(config, root, once_s=once_s, looked=True) for config in configs]
 
 
 def arm_of(config: RunConfig) -> str:

@@ -5,13 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from workbench.config_cluster import RayConfig
 from workbench.config_training import DataConfig, LoraConfig, SftConfig
 from workbench.redact import refuse_secrets
 from workbench.section import Section, as_list
 
 __all__ = [
     "AnalyzeConfig", "DataConfig", "EngineConfig", "EvaluateConfig", "LoraConfig", "MergeConfig", "MonitorConfig",
-    "PromptConfig", "RunConfig", "SampleConfig", "Section", "SftConfig", "TeacherConfig", "task_name",
+    "PromptConfig", "RayConfig", "RunConfig", "SampleConfig", "Section", "SftConfig", "TeacherConfig", "task_name",
 ]  # fmt: skip
 
 Method = Literal["vanilla", "mixture", "accumulation", "imm"]
@@ -234,6 +235,9 @@ class RunConfig(Section):
     """CPU threads of each phase; null takes all cores, and from three on leaves one to the screen."""
     gpus: int | None = Field(None, ge=1)
     """GPUs of this run, which others leave to it; null takes all. On a machine without any it has no meaning."""
+    on: Literal["machine", "ray"] = "machine"
+    """This machine, or a Ray cluster: the same run with the same numbers."""
+    ray: RayConfig = RayConfig()
     prompt: PromptConfig = PromptConfig()
     sample: SampleConfig = SampleConfig()
     teacher: TeacherConfig = TeacherConfig()

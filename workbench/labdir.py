@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.config import EngineConfig, MergeConfig, PromptConfig, SampleConfig, Section
+from workbench.config import EngineConfig, MergeConfig, PromptConfig, RayConfig, SampleConfig, Section
 from workbench.jobs import TaskSource
 from workbench.rundir import RUN_ID, read_json
 
@@ -43,6 +43,8 @@ class LabConfig(Section):
     engine: EngineConfig = EngineConfig()
     threads: int | None = None
     trust_remote_code: bool = False
+    ray: RayConfig | None = None
+    """The cluster that its points are measured on; None: this machine."""
 
 
 class Point(Section):

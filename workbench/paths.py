@@ -13,7 +13,7 @@ from workbench.redact import redacted, refuse_secrets
 NAMED = "WORKBENCH_MODEL_DIRS"
 PROJECT = Path(__file__).parents[1]
 NO_PATHS = {
-    "group", "prompt.system", "prompt.stop", "sample.examples", "teacher.url", "sft.lora.target_modules",
+    "group", "ray.address", "prompt.system", "prompt.stop", "sample.examples", "teacher.url", "sft.lora.target_modules",
     "merge.modules",
 }  # fmt: skip
 """Settings that are free texts, and are never opened."""
@@ -71,6 +71,12 @@ def _is_within(place: Path, roots: Sequence[Path]) -> bool:
     return any(real.is_relative_to(root.resolve()) for root in roots)
 
 
+def _local_path(url: str | None) -> str | None:
+    """The path of a URL that leads to this machine's own files; none of another."""
+    kind, _, path = (url or "").partition("://")
+    return path if kind.rpartition("::")[2] in ("file", "local") else None
+
+
 def confine_config(config: RunConfig, home: Path) -> RunConfig:
     """The config, where all its paths lead to where the screen may go.
 
@@ -87,6 +93,7 @@ def confine_config(config: RunConfig, home: Path) -> RunConfig:
         "analyze.task": [config.analyze.task],
         "analyze.text": [config.analyze.text],
         "sft.hostfile": [config.sft.hostfile],
+        "ray.storage": [_local_path(config.ray.storage)],
     }
     for setting, names in found.items():
         for name in filter(None, names):

@@ -31,6 +31,12 @@ def problems(config: RunConfig, machine: Machine, kind: str, root: Path) -> list
     return [sentence for sentence in said if sentence]
 
 
+def elsewhere(config: RunConfig, root: Path) -> list[str]:
+    """As `problems`, for a run on a cluster: what can be said from here."""
+    hosts = "sft.hostfile is for DeepSpeed's launcher; on a Ray cluster leave it out" if config.sft.hostfile else ""
+    return [sentence for sentence in (hosts, _adapters_sentence(config), disk_problem([config], root)) if sentence]
+
+
 def disk_problem(configs: Sequence[RunConfig], root: Path) -> str:
     """A sentence where several runs do not fit on the disk together; empty where they do.
 

@@ -53,13 +53,18 @@ def start_detached(module: str, place: Workplace, changes: Mapping[str, str | No
     threading.Thread(target=process.wait, daemon=True).start()  # takes note of its end: no zombie stays
 
 
-def record_process(place: Workplace, pid: int) -> None:
-    """Note which process works here: a pid alone may be reused, with its start time it is not."""
+def record_process(place: Workplace, pid: int, *, follows: bool = False) -> None:
+    """Note which process works here: a pid alone may be reused, with its start time it is not.
+
+    One that `follows` writes none of the files here but this one, which it touches while it lives.
+    """
     try:
         about = {"create_time": psutil.Process(pid).create_time(), "ticks": _ticks(pid)}
     except (psutil.NoSuchProcess, OSError):
         about = {"create_time": 0.0, "ticks": 0}
-    write_json(place.process, {"pid": pid} | about | {"host": socket.gethostname()})
+    write_json(
+        place.process, {"pid": pid} | about | {"host": socket.gethostname()} | ({"follows": True} if follows else {})
+    )
 
 
 def _ticks(pid: int) -> int:
@@ -73,7 +78,7 @@ def is_alive(place: Workplace) -> bool:
     if process is None or process["host"] == socket.gethostname():
         return process is not None and is_alive_here(place)
     newest = 0.0
-    for path in place.path.rglob("*.json*"):
+    for path in [place.process] if process.get("follows") else place.path.rglob("*.json*"):
         with suppress(FileNotFoundError):  # moved into place meanwhile
             newest = max(newest, path.stat().st_mtime)
     return time.time() - newest < STALE_AFTER_S

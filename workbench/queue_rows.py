@@ -18,7 +18,7 @@ def why_waiting(root: Path) -> dict[str, str]:
             found[ticket.name] = "held back"
         elif settings.paused and ticket.kind == "run":
             found[ticket.name] = f"the queue is paused{': ' + settings.why if settings.why else ''}"
-        elif not first:
+        elif not first and not ticket.elsewhere:
             found[ticket.name] = "after those above it"
         elif gpus > len(left.gpus):
             found[ticket.name] = f"needs {gpus} GPUs; {len(left.gpus)} of {len(queueing.gpu_ids())} are free"
@@ -38,7 +38,8 @@ def rows(root: Path) -> list[dict[str, Any]]:
         status = last_status(RunDir(Path(ticket.path)))["status"] if ticket.kind == "run" else None
         if grant := ticket.granted:
             gpus = f"GPU {', '.join(grant.gpus)} and " if grant.gpus else ""
-            text = f"{gpus}{grant.cores} core{'s' * (grant.cores != 1)}" + " · stopping" * (status == "stopping")
+            text = "the Ray cluster" if ticket.elsewhere else f"{gpus}{grant.cores} core{'s' * (grant.cores != 1)}"
+            text += " · stopping" * (status == "stopping")
         else:
             text = why.get(ticket.name, "starts in a moment")
         about = {"works": ticket.granted is not None, "status": status, "text": text}

@@ -51,6 +51,8 @@ class Ticket(Section):
     """GPUs wanted; null: all."""
     cores: int | None = Field(None, ge=1)
     """Cores wanted; null: all, or with some of the GPUs the same share of the cores."""
+    elsewhere: bool = False
+    """It works on a cluster and takes nothing of this machine."""
     granted: Grant | None = None
 
     @property
@@ -259,8 +261,8 @@ def ensure(root: Path) -> None:
 
 
 def is_taken(root: Path) -> bool:
-    """Whether somebody has a place."""
-    return any(ticket.granted for ticket in tickets(root))
+    """Whether somebody has a place on this machine."""
+    return any(ticket.granted and not ticket.elsewhere for ticket in tickets(root))
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,8 @@ def free(root: Path) -> Free:
 
 def wanted(ticket: Ticket) -> tuple[int, int]:
     """(GPUs, cores) that a ticket asks for, never more than there are."""
+    if ticket.elsewhere:
+        return 0, 0
     gpus, cores = len(gpu_ids()), spare_threads()
     if gpus and ticket.gpus is not None:
         share = max(1, cores * min(ticket.gpus, gpus) // gpus)

@@ -62,8 +62,7 @@ class Runner:
     def main(self) -> int:
         """Run every phase that is not done, record how it ended."""
         try:
-            record_process(self.run, os.getpid())
-            disk.reserve(self.run.path)
+            self.settle()
             self.note("running")
             try:
                 self.run_phases()
@@ -84,6 +83,11 @@ class Runner:
             self.note("failed", self.where(), why)
             return 1
         return 0
+
+    def settle(self) -> None:
+        """Say that this process is the run's, and set room aside for its last words."""
+        record_process(self.run, os.getpid())
+        disk.reserve(self.run.path)
 
     def run_phases(self) -> None:
         """Every phase that is not done. No later phase needs an analysis: if one fails, that is said at the end.
@@ -253,6 +257,12 @@ class Runner:
                 raise
 
 
+def raise_stopped(number: int, frame: object) -> None:
+    """On the first signal to end: end in order. A second one changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Stopped
+
+
 def main() -> int:
     """Run the run directory named on the command line; at most one runner per run."""
     redact_output()
@@ -265,11 +275,11 @@ def main() -> int:
         logger.warning("%s already has a runner (%s)", run.run_id, observed_status(run)[0])
         return 1
 
-    def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Stopped
+    signal.signal(signal.SIGTERM, raise_stopped)
+    if read_json(run.config)["config"].get("on") == "ray":
+        from workbench.cluster.follower import Follower  # ray
 
-    signal.signal(signal.SIGTERM, stop)
+        return Follower(run).main()
     return Runner(run).main()
 
 

@@ -33,6 +33,8 @@ GPU_FREE_S = 60.0
 """How long a stopped run's GPUs are kept from others while the driver still counts its processes there."""
 STOP_AFTER_S = 8.0
 """A run that was asked to stop and is still there is ended."""
+FOLLOWED_S = 10.0
+"""Who followed a run on a cluster for so long and is gone was killed, and is replaced; one that ends at once is not."""
 
 
 class Supervisor:
@@ -182,6 +184,8 @@ class Supervisor:
                 return  # it has been resumed meanwhile, and waits again
             if run.config.exists():
                 written, (status, error) = last_status(run), launch.observed_status(run)
+                if ticket.elsewhere and written["status"] == "running" and self.follow_again(run, ticket):
+                    return
                 if status == "queued" and not run.process.exists() and ticket.granted.at < self.since:
                     logger.info("%s was given a place by a supervisor that ended before it started it", run.run_id)
                     queueing.write_ticket(self.root, ticket.model_copy(update={"granted": None}))
@@ -199,6 +203,17 @@ class Supervisor:
         if failure is not None:
             self.pause_after(run)
 
+    def follow_again(self, run: RunDir, ticket: Ticket) -> bool:
+        """Start another follower of a run whose work goes on elsewhere; the caller holds the lock."""
+        if time.time() - ticket.granted.at < FOLLOWED_S:
+            return False
+        run.process.unlink(missing_ok=True)
+        grant = ticket.granted.model_copy(update={"at": time.time()})
+        queueing.write_ticket(self.root, ticket.model_copy(update={"granted": grant}))
+        start_detached("workbench.runner", run)
+        logger.info("%s has lost its follower, and has another", run.run_id)
+        return True
+
     def record(self, run: RunDir) -> None:
         """Tell the store what a runner could not, in another process: this one stays small."""
         subprocess.run([sys.executable, "-m", "workbench.last_words", str(run.path)], stdin=subprocess.DEVNULL)
@@ -211,15 +226,18 @@ class Supervisor:
     def start_next(self) -> None:
         """Give places in the order of the queue; who does not fit is waited for, so that nobody is overtaken."""
         with queueing.locked(self.root):
-            settings = queueing.settings_of(self.root)
+            settings, is_full = queueing.settings_of(self.root), False
             for ticket in queueing.tickets(self.root):
                 if ticket.granted or ticket.held or settings.paused and ticket.kind == "run":
+                    continue
+                if is_full and not ticket.elsewhere:
                     continue
                 if ticket.kind == "run" and self.drop_dead(ticket):
                     continue
                 left, (gpus, cores) = queueing.free(self.root), queueing.wanted(ticket)
                 if gpus > len(left.gpus) or cores > left.cores:
-                    return
+                    is_full = True
+                    continue
                 grant = Grant(gpus=left.gpus[:gpus], cores=cores, at=time.time())
                 if ticket.kind == "run":
                     run = RunDir(Path(ticket.path))

@@ -6,6 +6,7 @@ Eq. 4 names no norm. Frobenius: unchanged by transposing or reshaping a weight.
 
 import os
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
 from pathlib import Path
@@ -20,6 +21,7 @@ from workbench.core.recipe import chunks
 from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
 
 Reader = CheckpointReader | AdapterReader
+AllSquares = Callable[..., list[np.ndarray]]
 
 
 def open_pair(first: Path, second: Path, trained_on: Path | None = None) -> tuple[CheckpointReader, Reader]:
@@ -37,22 +39,29 @@ def open_pair(first: Path, second: Path, trained_on: Path | None = None) -> tupl
     return left, right
 
 
-def weight_change(left: Reader, right: Reader, *, threads: int | None = None) -> list[dict[str, Any]]:
+def squares_here(left: Reader, right: Reader, names: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
+    """|right - left|^2 and |left|^2 of each tensor, on this machine."""
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda name: squares(left, right, name), names))
+
+
+def weight_change(
+    left: Reader, right: Reader, *, threads: int | None = None, all_squares: AllSquares = squares_here
+) -> list[dict[str, Any]]:
     """Rows layer, module, change, norm: |right - left| and |left| (Frobenius) of each linear module.
 
     Module "all" is the sum over the layer's modules (Eq. 4; of several weights of one module too). Rows with
     layer None are what belongs to no layer's sum: all embeddings, norms, biases and the head, each as one
-    vector. With tied embeddings there is no head.
+    vector. With tied embeddings there is no head. `all_squares` may be another maker of the same sums.
 
     Raises:
         ValueError: weights that are no floating-point numbers, or not finite.
     """
     names = _weights(left, right)
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        squares = dict(zip(names, pool.map(lambda name: _squares(left, right, name), names), strict=True))
+    by_name = dict(zip(names, all_squares(left, right, names, threads=threads), strict=True))
     layers: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0]) for _ in range(num_layers(names))]
     apart: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for name, found in squares.items():
+    for name, found in by_name.items():
         layer, module = part_of(name, left.entries[name].shape)
         if layer is None:
             apart[module] += found
@@ -84,7 +93,7 @@ def _weights(left: Reader, right: Reader) -> list[str]:
     return [name for name in names if name not in others]
 
 
-def _squares(left: Reader, right: Reader, name: str) -> np.ndarray:
+def squares(left: Reader, right: Reader, name: str) -> np.ndarray:
     """|right - left|^2 and |left|^2 of one tensor, in pieces."""
     total = np.zeros(2)
     for piece in chunks(0, left.entries[name].num_entries):

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workbench import cluster
 from workbench.checkpoints import read_object, resolve_model
 from workbench.config import EngineConfig, TeacherConfig
 from workbench.settings import NotHere
@@ -107,6 +108,10 @@ def batch_size(config: EngineConfig) -> int:
 
 def open_engine(checkpoint: Path, config: EngineConfig, threads: int, trust_remote_code: bool = False) -> Engine:
     """The engine that the config names, with a checkpoint loaded; code that this brings along is run if trusted."""
+    if cluster.here():
+        from workbench.cluster.engine import RayEngine
+
+        return RayEngine(checkpoint, config, threads, trust_remote_code)
     if config.data_parallel > 1:
         from workbench.engines.replicas import ReplicatedEngine
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -21,8 +21,9 @@ from workbench.checkpoints import MERGE_REPORT as REPORT
 from workbench.checkpoints import is_removed, weights_lock
 from workbench.core.distances import from_base
 from workbench.core.recipe import Recipe
-from workbench.merging.stream import Models, Progress, Totals, merged_parts, open_models, pair_moments
+from workbench.merging.stream import Models, Part, Progress, Totals, merged_parts, open_models, pair_moments
 
+Parts = Callable[..., Iterator[Part]]
 WEIGHTS = "model.safetensors"
 KEPT_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py")
 NOT_COPIED = (WEIGHTS, f"{WEIGHTS}.index.json", REPORT, "adapter_config.json")
@@ -30,13 +31,13 @@ NOT_COPIED = (WEIGHTS, f"{WEIGHTS}.index.json", REPORT, "adapter_config.json")
 
 def merge_checkpoints(
     base: Path, start: Path, sft: Path, outputs: Mapping[Path, Recipe], *,
-    threads: int | None = None, progress: Progress = lambda done, total: None,
+    threads: int | None = None, progress: Progress = lambda done, total: None, parts: Parts = merged_parts,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Write one merged checkpoint per recipe, in one pass over the inputs; return their reports.
 
     `sft` may be a LoRA adapter directory trained on `start`. A result has the base's tensors and dtypes and
     the sft's tokenizer and configuration; it is the same byte for byte with any number of threads. The
-    report is also written beside the weights, as merge.json.
+    report is also written beside the weights, as merge.json. `parts` may be another maker of the same parts.
 
     Raises:
         ValueError: models that do not fit each other, a broken file, or an output exists and is not empty.
@@ -46,7 +47,7 @@ def merge_checkpoints(
     recipes, totals, seen = list(outputs.values()), [Totals() for _ in outputs], 0
     with _new_directories(outputs, models) as scratch, ExitStack() as stack:
         files = [stack.enter_context(_WeightsFile(folder / WEIGHTS, models)) for folder in scratch]
-        for part in merged_parts(models, recipes, threads=threads):
+        for part in parts(models, recipes, threads=threads):
             for file, total, array, found in zip(files, totals, part.arrays, part.totals, strict=True):
                 file.append(array)
                 total += found

@@ -26,6 +26,8 @@ from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
 PART = 8 * CHUNK
 """Entries that a thread takes at a time."""
 Progress = Callable[[int, int], None]
+Place = tuple[Entry, slice]
+"""A part of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,21 @@ def merged_parts(models: Models, recipes: Sequence[Recipe], *, threads: int | No
     The numbers do not depend on `threads`. A few parts are in memory at a time: computing waits for
     whoever takes them.
     """
-    plans, threads = [_Plan(models, recipe) for recipe in recipes], threads or len(os.sched_getaffinity(0))
+    work, threads = part_merger(models, recipes), threads or len(os.sched_getaffinity(0))
     waiting: deque[Future[Part]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for entry, place in _parts(models):
-            waiting.append(pool.submit(_merge_part, models, plans, entry, place))
+        for place in places(models):
+            waiting.append(pool.submit(work, place))
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def part_merger(models: Models, recipes: Sequence[Recipe]) -> Callable[[Place], Part]:
+    """Merges one part by every recipe, wherever it is called: a part's numbers depend on nothing else."""
+    plans = [_Plan(models, recipe) for recipe in recipes]
+    return lambda place: _merge_part(models, plans, *place)
 
 
 def merged_tensors(models: Models, recipe: Recipe, *, threads: int | None = None) -> Iterator[tuple[Entry, NDArray]]:
@@ -142,11 +150,11 @@ def pair_moments(models: Models, *, threads: int | None = None) -> dict[str, NDA
     """By tensor, the six sums (`kernel.MOMENTS`) from which `core.distances` has every alpha and p."""
     sums = {entry.name: np.zeros(len(kernel.MOMENTS)) for entry in models.merged}
 
-    def work(task: tuple[Entry, slice]) -> NDArray:
+    def work(task: Place) -> NDArray:
         entry, part = task
         return sum(kernel.pair_moments(*models.pieces(entry.name, p)) for p in chunks(part.start, part.stop))
 
-    tasks = list(_parts(models))
+    tasks = list(places(models))
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for (entry, _), found in zip(tasks, pool.map(work, tasks), strict=True):
             sums[entry.name] += found
@@ -188,8 +196,8 @@ def recipe_for(models: Models, config: MergeConfig, seed: int, importance: Seque
     return Recipe(config.alpha, config.drop_rate, seed, config.rule, config.towards, layers, modules)
 
 
-def _parts(models: Models) -> Iterator[tuple[Entry, slice]]:
-    """The tensors to merge, the long ones in parts."""
+def places(models: Models) -> Iterator[Place]:
+    """The tensors to merge, in their order, the long ones in parts."""
     for entry in models.merged:
         for at in range(0, entry.num_entries, PART):
             yield entry, slice(at, min(at + PART, entry.num_entries))

@@ -5,13 +5,15 @@ moved. Each set's is kept in a file of its own, so that a killed phase does not 
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workbench.analysis.change import open_pair, weight_change
+from workbench import cluster
+from workbench.analysis.change import open_pair, squares_here, weight_change
 from workbench.analysis.importance import measure, open_model
 from workbench.analysis.index import SETS, Importance, indices
 from workbench.events import Emit, read_lines
@@ -27,6 +29,10 @@ def run(job: AnalyzeJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     """Importance for each set, weight change of each checkpoint, and the one held against the other."""
     began = time.time()
     torch.set_num_threads(job.threads)
+    if cluster.here():
+        from workbench.cluster.weights import all_squares
+    else:
+        all_squares = squares_here
     measure_sets(job, place, emit)
     found: dict[str, Any] = {"sets": [], "importance": [], "changes": [], "indices": []}
     for name in SETS:
@@ -42,7 +48,7 @@ def run(job: AnalyzeJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
         for word, other in {"base": job.base, "start": job.start}.items():
             if other.path not in pairs:
                 sides = open_pair(Path(other.path), Path(checkpoint.path), trained_on=Path(job.start.path))
-                pairs[other.path] = weight_change(*sides, threads=job.threads)
+                pairs[other.path] = weight_change(*sides, threads=job.threads, all_squares=all_squares)
             about = {"checkpoint_id": checkpoint.checkpoint_id, "kind": checkpoint.kind, "compared_to": word}
             found["changes"] += [about | row for row in pairs[other.path]]
             if other.path in sources:
@@ -58,22 +64,30 @@ def measure_sets(job: AnalyzeJob, place: PhaseDir, emit: Emit) -> None:
         return
     tokenizer = AutoTokenizer.from_pretrained(job.start.path, trust_remote_code=job.trust_remote_code)
     texts = {name: examples_of(name, job, tokenizer) for name in left}
+    if cluster.here():
+        from workbench.cluster.weights import measure_on_a_node as measure_texts
+    else:
+        measure_texts = measure_here
+    measure_texts(job, texts, place.path, emit)
+
+
+def measure_here(job: AnalyzeJob, texts: Mapping[str, tuple[str, list[Example]]], folder: Path, emit: Emit) -> None:
+    """Importance for each set, in files of its own; the .json comes last."""
     model = open_model(Path(job.start.path), job.analyze.dtype, trust_remote_code=job.trust_remote_code)
-    for number, name in enumerate(left):
-        origin, examples = texts[name]
+    for number, (name, (origin, examples)) in enumerate(texts.items()):
         importance, about = measure(
             model,
             Path(job.start.path),
             examples,
             job.analyze,
             seed=job.seed,
-            scratch=place.path,
+            scratch=folder,
             progress=lambda done, total, before=number: emit(
-                "progress", step=before * total + done, total=len(left) * total, unit="layers"
+                "progress", step=before * total + done, total=len(texts) * total, unit="layers"
             ),
         )
-        importance.save(place.path / f"importance.{name}.npz")
-        write_json(place.path / f"importance.{name}.json", {"origin": origin} | about)
+        importance.save(folder / f"importance.{name}.npz")
+        write_json(folder / f"importance.{name}.json", {"origin": origin} | about)
 
 
 def examples_of(name: str, job: AnalyzeJob, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Example]]:

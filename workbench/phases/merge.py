@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from workbench import cluster
 from workbench.analysis.index import measured_importance
 from workbench.events import Emit
 from workbench.jobs import MergeJob
@@ -17,10 +18,15 @@ def run(job: MergeJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     """Merge into `checkpoint/`, anew where an earlier attempt was cut off."""
     shutil.rmtree(place.checkpoint, ignore_errors=True)
     sides = (Path(job.base.path), Path(job.start.path), Path(job.sft.path))
+    if cluster.here():
+        from workbench.cluster.weights import merged_parts
+    else:
+        from workbench.merging.stream import merged_parts
     return merge_checkpoints(
         *sides,
         {place.checkpoint: recipe_for(open_models(*sides), job.merge, job.seed, importance(job, place, emit))},
         threads=job.threads,
+        parts=merged_parts,
         progress=lambda done, total: emit("progress", step=done, total=total, unit="tensors"),
     )[0]
 

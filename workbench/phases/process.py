@@ -36,7 +36,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _silent(name: str, value: float | None = None, step: int = 0, **data: Any) -> None:
+def silent(name: str, value: float | None = None, step: int = 0, **data: Any) -> None:
     """The `Emit` of the other processes of a distributed training."""
 
 
@@ -57,7 +57,7 @@ def run_phase(path: Path, job_type: type[Job], run: Callable[[Job, PhaseDir, Emi
         return None
     started = time.time()
     job = job_type.model_validate_json(place.job.read_text(encoding="utf-8"))
-    emit = event_log(place.events) if is_first() else _silent
+    emit = event_log(place.events) if is_first() else silent
     for file in (place.events, place.solutions, place.outcomes) if is_first() else ():
         cut_torn(file)
     try:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
+from workbench import cluster
 from workbench.checkpoints import describe
 from workbench.events import Emit
 from workbench.jobs import SftJob
 from workbench.phases.process import main
 from workbench.phases.trainer import make_trainer, zero_stage
-from workbench.phases.training_data import too_few_worked, training_examples
+from workbench.phases.training_data import Example, too_few_worked, training_examples
 from workbench.rundir import PhaseDir, last_complete, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,25 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 def run(job: SftJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     """Fine-tune and write `checkpoint/`, with LoRA also `adapter/`; return counts and the last loss."""
     started = time.time()
-    torch.set_num_threads(max(1, job.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     tokenizer = AutoTokenizer.from_pretrained(job.start.path, trust_remote_code=job.trust_remote_code)
     examples, counts = training_examples(job, tokenizer)
     if shortfall := too_few_worked(job, counts):
         emit("note", text=shortfall)
+    if cluster.here():
+        from workbench.cluster.training import fine_tune_on_nodes as train
+    else:
+        train = fine_tune
+    trained = train(job, place, emit, examples)
+    num_tokens = sum(len(e["input_ids"]) for e in examples) * job.sft.epochs
+    return counts | trained | {"num_tokens": num_tokens, "seconds": time.time() - started}
+
+
+def fine_tune(job: SftJob, place: PhaseDir, emit: Emit, examples: Sequence[Example]) -> dict[str, Any]:
+    """One process of the training, or the only one, from the last optimizer checkpoint on.
+
+    The first writes `checkpoint/` and alone has something to return: steps, last loss, how it was spread, sizes.
+    """
+    torch.set_num_threads(max(1, job.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     trainer = make_trainer(job, place, emit, examples)
     scratch = place.path / "trainer"
     if trainer.is_world_process_zero():
@@ -47,21 +62,23 @@ def run(job: SftJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
     trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=begin_from(scratch, clear=trainer.is_world_process_zero()))
     weights = trained_weights(trainer)
-    if trainer.is_world_process_zero():
+    is_first = trainer.is_world_process_zero()
+    if is_first:
+        tokenizer = AutoTokenizer.from_pretrained(job.start.path, trust_remote_code=job.trust_remote_code)
         save(job, trainer, weights, tokenizer, place)
         remove(scratch)
     trainer.accelerator.wait_for_everyone()
+    if not is_first:
+        return {}  # on another node the checkpoint may not be seen
     written = describe(place.checkpoint)
     history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return counts | {
+    return {
         "num_steps": trainer.state.global_step,
-        "num_tokens": sum(len(e["input_ids"]) for e in examples) * job.sft.epochs,
         "loss": history[-1] if history else None,
         "num_processes": trainer.args.world_size,
         "zero_stage": zero_stage(trainer),
         "num_parameters": written.num_parameters,
         "bytes": written.bytes,
-        "seconds": time.time() - started,
     }
 
 

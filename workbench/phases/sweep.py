@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,18 @@ from filelock import FileLock, Timeout
 from workbench import disk, labdir, store
 from workbench import lab as labs
 from workbench.core.layers import layer_of, part_of
-from workbench.core.scores import score_of
-from workbench.engines import Engine, batch_size, open_engine
 from workbench.events import append_lines, cut_torn, read_lines
-from workbench.jobs import TaskSource
 from workbench.labdir import Export, LabDir, Point, Search, label, point_id
 from workbench.merging.export import export
 from workbench.merging.files import restore
-from workbench.merging.stream import Models, merged_tensors, open_models, pair_moments, recipe_for, weight_change
-from workbench.phases.answering import Asking, answers
-from workbench.phases.batches import batches_by_length
+from workbench.merging.stream import Models, open_models, pair_moments, recipe_for, weight_change
+from workbench.phases.measuring import Measuring
 from workbench.phases.search import next_merge
 from workbench.place import take_place
 from workbench.processes import record_process
 from workbench.queueing import is_taken, spare_threads
 from workbench.redact import redact_output, redacted
 from workbench.rundir import read_json, store_path, write_json
-from workbench.tasks import LoadedTask, draw_questions, load_questions
 
 logger = logging.getLogger(__name__)
 WARM_S = 180.0
@@ -58,10 +54,8 @@ class Sweep:
         for file in (lab.outcomes, lab.points):
             cut_torn(file)
         self.outcomes, _ = read_lines(lab.outcomes)
-        self.engine: Engine | None = None
-        self.loaded: str | None = None
+        self.measuring = Measuring(self.config, self.models, labs.layer_importance(lab))
         self.offsets: dict[str, int] = {}
-        self.tasks: dict[tuple[str, str], LoadedTask] = {}
 
     def run(self) -> None:
         """Do what was asked for, and what is asked for while there is time."""
@@ -72,8 +66,7 @@ class Sweep:
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < WARM_S:
             if left := labs.requests_left(self.lab):
-                number, request = left[0]
-                self.attempt(number, request)
+                self.attempt(*left[0])
                 idle_since = time.monotonic()
             elif is_taken(self.root):  # a run: it may need the memory that the engine holds
                 return
@@ -84,7 +77,8 @@ class Sweep:
         """Do one request; what goes wrong is said, and does not end the lab."""
         error = None
         try:
-            {"point": self.point, "search": self.search, "export": self.export}[request.kind](number, request)
+            point = self.spread if self.config.ray else self.point
+            {"point": point, "search": self.search, "export": self.export}[request.kind](number, request)
         except Cancelled:
             self.say(None)
             return
@@ -93,7 +87,27 @@ class Sweep:
                 raise  # the request stays: it is gone on with once there is room
             logger.exception("request %d failed", number)
             error = redacted(str(problem))
-        self.say(None, error=error, requests_done=number + 1)
+        before = read_json(self.lab.status) or {}
+        if (done := before.get("requests_done", 0)) > number:  # the cluster has said how these went
+            self.say(None, error=error or before.get("error"), requests_done=done)
+        else:
+            self.say(None, error=error, requests_done=number + 1)
+
+    def spread(self, number: int, request: Point) -> None:
+        """This point and those asked for after it, on the cluster."""
+        from workbench.cluster.sweep import points_on_nodes  # ray
+
+        self.say("handing the merges to the cluster")
+        last = max(number for number, _ in labs.leading_points(self.lab))
+
+        def look() -> None:
+            self.record()
+            if (read_json(self.lab.status) or {}).get("requests_done", 0) <= last:
+                self.check(last)
+
+        points_on_nodes(self.lab, self.config, look)
+        self.outcomes, _ = read_lines(self.lab.outcomes)
+        self.record()
 
     def say(self, doing: str | None, **news: Any) -> None:
         """Write the lab's status."""
@@ -147,94 +161,42 @@ class Sweep:
 
     def point(self, number: int, request: Point, prefix: str = "", search: int | None = None) -> None:
         """Merge in memory and answer what was not answered yet, on every task that can be used."""
-        name, text = point_id(request.merge, request.seed), label(request.merge, request.seed)
+        text = label(request.merge, request.seed)
         started = time.time()
 
         def waiting() -> None:
             self.say(f"waiting for a run on this machine to end, before {text}")
             self.check(number)
 
+        def look(done: int, total: int) -> None:
+            self.check(number)
+            self.say(prefix + text, done=done, total=total)
+
         if request.beside:
             torch.set_num_threads(1)
-            scores = self.measure(number, request, name, prefix + text)
+            scores = self.measure(request, look)
         else:
             with take_place(self.lab, self.root, "lab", waiting):
                 torch.set_num_threads(self.config.threads or spare_threads())
-                scores = self.measure(number, request, name, prefix + text)
-        row = {"point_id": name, "merge": request.merge.model_dump(mode="json"), "seed": request.seed}
-        row |= {"split": request.split, "scores": scores, "search": search, "seconds": time.time() - started}
+                scores = self.measure(request, look)
+        self.landed(request, scores, time.time() - started, search)
+
+    def measure(self, request: Point, look: Callable[[int, int], None]) -> list[dict[str, Any]]:
+        """Accuracy on each task; answers are recorded as they come."""
+        self.measuring.importance = labs.layer_importance(self.lab)  # it may have been measured meanwhile
+        return self.measuring.measure(request, self.outcomes, self.keep, look)
+
+    def keep(self, rows: list[dict[str, Any]]) -> None:
+        """Record fresh answers."""
+        append_lines(self.lab.outcomes, rows)
+        self.outcomes += rows
+
+    def landed(self, request: Point, scores: list[dict[str, Any]], seconds: float, search: int | None = None) -> None:
+        """Record a point that is measured."""
+        row = {"point_id": point_id(request.merge, request.seed), "merge": request.merge.model_dump(mode="json")}
+        row |= {"seed": request.seed, "split": request.split, "scores": scores, "search": search, "seconds": seconds}
         append_lines(self.lab.points, [row | {"ts": time.time()}])
         self.record()
-
-    def measure(self, number: int, request: Point, name: str, text: str) -> list[dict[str, Any]]:
-        """Accuracy on each task; questions that were answered before are not asked again."""
-        tasks = [(domain, self.task(source, split, request)) for domain, source, split in self.sources(request)]
-        total, done = sum(len(task.questions) for _, task in tasks), 0
-        scores = []
-        for domain, task in tasks:
-            known = {
-                row["question_id"]: row
-                for row in self.outcomes
-                if (row["point_id"], row["task"], row["split"]) == (name, task.name, request.split)
-            }
-            asking = Asking.of(self.config.prompt, Path(self.config.start), self.config.max_new_tokens)
-            prompts = [asking.prompts.prompt(q.text) for q in task.questions]
-            for pairs in batches_by_length(task.questions, prompts, batch_size(self.config.engine)):
-                batch = [(question, 0, prompt) for question, prompt in pairs]
-                self.check(number)
-                self.say(text, done=done, total=total)
-                if any(q.question_id not in known for q, _, _ in batch):
-                    fresh = next(answers(self.engine_for(request, name), [(task, batch)], asking))
-                    fresh = [{"point_id": name, "split": request.split} | row for row in fresh]
-                    fresh = [row for row in fresh if row["question_id"] not in known]
-                    append_lines(self.lab.outcomes, fresh)
-                    self.outcomes += fresh
-                    known |= {row["question_id"]: row for row in fresh}
-                done += len(batch)
-            scores.append(score_of(task.name, domain, list(known.values())))  # also of an earlier, larger request
-        return scores
-
-    def sources(self, request: Point) -> list[tuple[str, TaskSource, str]]:
-        """(domain, task, split) of what a point is measured on."""
-        if request.split == "validation":
-            usable, remarks = labs.tuning_tasks(self.config)
-            if not usable:
-                raise ValueError("; ".join(remarks))
-            return usable
-        sources = [("ID", self.config.id_task)] if self.config.id_task else []
-        return [(domain, s, "test") for domain, s in [*sources, *(("OOD", s) for s in self.config.ood_tasks)]]
-
-    def task(self, source: TaskSource, split: str, request: Point) -> LoadedTask:
-        """The questions to measure on; of the run's own train split only those that it did not use."""
-        if (source.task, split) not in self.tasks:
-            task = load_questions(source, split)
-            if split == "train" and source == self.config.id_task:
-                drawn, shown = draw_questions(
-                    task.questions, self.config.num_questions, self.config.sample, self.config.seed
-                )
-                task = task.without({q.question_id for q in (*drawn, *shown)})
-            if not task.questions:
-                raise ValueError(
-                    f"the run trained on every train question of {task.name}, and it has no validation split; put "
-                    f"other questions into {task.name}/validation.jsonl in the datasets folder"
-                )
-            self.tasks[source.task, split] = task
-        return self.tasks[source.task, split].first(request.num_questions)
-
-    def engine_for(self, request: Point, name: str) -> Engine:
-        """The warm engine with this merge in it."""
-        if self.engine is None:
-            self.engine = open_engine(
-                Path(self.config.start), self.config.engine, torch.get_num_threads(), self.config.trust_remote_code
-            )
-        if self.loaded != name:
-            recipe = recipe_for(self.models, request.merge, request.seed, labs.layer_importance(self.lab))
-            self.engine.load_tensors(
-                (entry.name, as_tensor(array, entry))
-                for entry, array in merged_tensors(self.models, recipe, threads=torch.get_num_threads())
-            )
-            self.loaded = name
-        return self.engine
 
     def record(self) -> None:
         """Bring the store up to date; somebody who holds its file open only delays this."""
@@ -242,12 +204,6 @@ class Sweep:
             self.offsets = store.ingest(store_path(self.root), self.lab, self.offsets)
         except store.StoreBusy as error:
             logger.warning("%s; trying again later", error)
-
-
-def as_tensor(array: Any, entry: Any) -> torch.Tensor:
-    """A merged flat array as a tensor of its shape."""
-    flat = torch.from_numpy(array)
-    return (flat.view(torch.bfloat16) if entry.dtype == "BF16" else flat).view(entry.shape)
 
 
 def main() -> None:

@@ -1,0 +1,97 @@
+"""A run as a job of a Ray cluster: submitted, followed, stopped (Ray Jobs API), from wherever it was launched."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from workbench.redact import redacted
+from workbench.rundir import RunDir
+
+ALIVE = (JobStatus.PENDING, JobStatus.RUNNING)
+LOG_LINES = 12
+ANSWER_S = 30.0
+"""Longest wait for one answer of the dashboard."""
+
+
+class Jobs(JobSubmissionClient):
+    """Ray's client, which here never waits for ever and has one word for a cluster that does not answer."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        try:
+            return super()._do_request(method, endpoint, **{"timeout": ANSWER_S} | options)
+        except requests.RequestException as error:
+            raise ConnectionError(f"{type(error).__name__}: {redacted(str(error))}") from error
+
+
+def client(address: str) -> Jobs:
+    """The job server of the cluster at an address, or of the one that this machine is part of (auto).
+
+    Raises:
+        ConnectionError: nobody answers there, or no Ray.
+    """
+    try:
+        with _own_address(address):
+            return Jobs(address)
+    except (ValueError, KeyError, RuntimeError) as error:  # another server, which speaks otherwise
+        raise ConnectionError(f"what answers at {address} is no Ray dashboard ({error})") from error
+
+
+@contextmanager
+def _own_address(address: str) -> Iterator[None]:
+    """Ray puts these variables before an address that it was given."""
+    names = () if address == "auto" else ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def entrypoint(module: str, *arguments: str) -> str:
+    """The command that runs a module of ours on the head node: with this Python, where that is not there `python`."""
+    mine, rest = shlex.quote(sys.executable), shlex.join(["-m", module, *arguments])
+    return f"if [ -x {mine} ]; then exec {mine} {rest}; else exec python {rest}; fi"
+
+
+def jobs_of(jobs: Jobs, run: RunDir) -> list[Any]:
+    """The jobs of a run, the last one last: it has one for each time that it was started or resumed."""
+    found = [job for job in jobs.list_jobs() if (job.submission_id or "").startswith(f"{run.run_id}.")]
+    return sorted(found, key=lambda job: int(job.submission_id.rpartition(".")[2]))
+
+
+def stop_jobs_of(address: str, run: RunDir) -> None:
+    """Stop whatever of a run is at work on the cluster.
+
+    Raises:
+        ValueError: the cluster does not answer.
+    """
+    try:
+        jobs = client(address)
+        for job in jobs_of(jobs, run):
+            if job.status in ALIVE:
+                jobs.stop_job(job.submission_id)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(
+            f"the Ray cluster at {address} does not answer, and a job of {run.run_id} may be at work there ({error}); "
+            "try again once it does"
+        ) from error
+
+
+def submit(jobs: Jobs, run: RunDir) -> str:
+    """Have the run's runner started in the cluster; its job's id."""
+    before = jobs_of(jobs, run)
+    number = int(before[-1].submission_id.rpartition(".")[2]) + 1 if before else 1
+    return jobs.submit_job(
+        entrypoint=entrypoint("workbench.cluster.job", str(run.path)), submission_id=f"{run.run_id}.{number}"
+    )
+
+
+def last_lines(jobs: Jobs, job: str) -> str:
+    """The end of what a job has said."""
+    return "\n".join(jobs.get_job_logs(job).splitlines()[-LOG_LINES:])
