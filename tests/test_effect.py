@@ -16,7 +16,11 @@ LAST = 3
 def outcomes(tmp_path_factory):
     """All answers of a vanilla and an IMM run, under (method, iteration, kind, task)."""
     root = tmp_path_factory.mktemp("effect")
-    ids = {m: launch.launch(build_config(load_settings("pocket"), {"method": m}), root) for m in ("vanilla", "imm")}
+    shared = {"group": "effect", "analyze.enabled": False}  # the base's answers, the first samples and fine-tuning
+    ids = {
+        method: launch.launch(build_config(load_settings("pocket"), shared | {"method": method}), root)
+        for method in ("vanilla", "imm")
+    }
     answers = {}
     for method, run_id in ids.items():
         assert wait_for_end(root, run_id, 2400)[0] == "done"

@@ -177,13 +177,13 @@ def ask_stop(root: Path, run_id: str) -> None:
     with queueing.locked(root):  # the supervisor starts nothing meanwhile
         status, _ = observed_status(run)
         if status in ENDED:
-            if status == "failed":  # for whoever followed it; its job may not have
-                _stop_elsewhere(run)
+            if status == "failed" and last_status(run)["status"] == "running" and ticket(run).elsewhere:
+                write_status(run, "stopped")  # nobody follows it; a job that is at work on the cluster obeys this
+                return
             raise ValueError(f"{run_id} is not running; it is {status}")
         if process["host"] != socket.gethostname() and is_alive(run):
             raise ValueError(f"{run_id} runs on {process['host']}; stop it there")
         if not is_alive(run):
-            _stop_elsewhere(run)
             write_status(run, "stopped")
             queueing.remove_ticket(root, run_id)
             return
@@ -193,15 +193,6 @@ def ask_stop(root: Path, run_id: str) -> None:
     runner = (read_json(run.process) or {}).get("pid")
     signal_all([process for process in processes_of(run) if process.pid == runner], SIGTERM)
     queueing.ensure(root)
-
-
-def _stop_elsewhere(run: RunDir) -> None:
-    """Stop what nobody here follows: a run on a cluster may be at work there."""
-    config = RunConfig.model_validate(read_json(run.config)["config"])
-    if config.on == "ray":
-        from workbench.cluster.client import stop_jobs_of  # ray
-
-        stop_jobs_of(config.ray.address, run)
 
 
 def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:

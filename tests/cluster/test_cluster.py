@@ -25,7 +25,7 @@ pytestmark = [
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 checks = pytest.importorskip("workbench.cluster.checks")
 ROW_KEYS = ("checkpoint_id", "task", "question_id", "sample", "text", "is_correct", "kept")
-MOMENT_S = 300.0
+MOMENT_S = 600.0
 
 
 class TwoNodes:
@@ -152,37 +152,30 @@ def test_four_workers_behind_a_storage_do_too(nodes, here_alone, home):
     assert fetched == {"model", "checkpoint"}  # the workers had the base, and what was made, from there
 
 
-def test_a_node_lost_in_sampling_and_one_in_evaluation_change_nothing(nodes, here_alone, home):
-    run = on_the_cluster(nodes, home, **{"ray.replicas": 4, "analyze.enabled": False})
+def test_a_run_outlives_its_launcher_a_stop_and_two_nodes(nodes, here_alone, home):
+    run = on_the_cluster(nodes, home, **{"ray.replicas": 2, "analyze.enabled": False})
+    wait_until(lambda: read_lines(run.phase(0, "evaluate").outcomes)[0], MOMENT_S)
+    follower = read_json(run.process)["pid"]
+    os.kill(follower, signal.SIGKILL)
+    wait_until(lambda: (read_json(run.process) or {"pid": follower})["pid"] != follower, MOMENT_S)
     wait_until(lambda: read_lines(run.phase(1, "sample").solutions)[0], MOMENT_S)
     nodes.kill_the_other()
-    wait_until(lambda: run.phase(1, "merge").result.exists(), MOMENT_S)
+    wait_until(lambda: run.phase(1, "sft").job.exists(), MOMENT_S)
+    launch.stop(home, run.run_id)
+    assert launch.observed_status(run)[0] == "stopped"
+    jobs = ray.job_submission.JobSubmissionClient(nodes.dashboard)
+    mine = [job.submission_id for job in jobs.list_jobs() if (job.submission_id or "").startswith(run.run_id)]
+    assert len(mine) == 1  # one job, whoever followed it
+    wait_until(lambda: jobs.get_job_status(mine[0]) in ("STOPPED", "SUCCEEDED"))
+    wait_until(lambda: not queueing.tickets(home))
     nodes.add()
+    launch.resume(home, run.run_id)
     wait_until(lambda: read_lines(run.phase(1, "evaluate").outcomes)[0], MOMENT_S)
     nodes.kill_the_other()
     status, error = wait_for_end(home, run.run_id, MOMENT_S)
     nodes.add()
     assert status == "done", error
     assert "is lost" in run.phase(1, "sample").log.read_text() + run.phase(1, "evaluate").log.read_text()
-    assert numbers(run) == without_analysis(here_alone)
-
-
-def test_whoever_launched_it_may_go_and_a_stop_reaches_it(nodes, here_alone, home):
-    run = on_the_cluster(nodes, home, **{"ray.replicas": 2, "analyze.enabled": False})
-    wait_until(lambda: read_lines(run.phase(0, "evaluate").outcomes)[0], MOMENT_S)
-    follower = read_json(run.process)["pid"]
-    os.kill(follower, signal.SIGKILL)
-    wait_until(lambda: (read_json(run.process) or {"pid": follower})["pid"] != follower, MOMENT_S)
-    wait_until(lambda: run.phase(1, "sample").job.exists(), MOMENT_S)
-    launch.stop(home, run.run_id)
-    assert launch.observed_status(run)[0] == "stopped"
-    jobs = ray.job_submission.JobSubmissionClient(nodes.dashboard)
-    mine = [job for job in jobs.list_jobs() if (job.submission_id or "").startswith(run.run_id)]
-    assert [job.status for job in mine] == ["STOPPED"]  # one job, whoever followed it
-    wait_until(lambda: not queueing.tickets(home))
-    launch.resume(home, run.run_id)
-    status, error = wait_for_end(home, run.run_id, MOMENT_S)
-    assert status == "done", error
     assert numbers(run) == without_analysis(here_alone)
 
 

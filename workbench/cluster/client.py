@@ -65,22 +65,11 @@ def jobs_of(jobs: Jobs, run: RunDir) -> list[Any]:
     return sorted(found, key=lambda job: int(job.submission_id.rpartition(".")[2]))
 
 
-def stop_jobs_of(address: str, run: RunDir) -> None:
-    """Stop whatever of a run is at work on the cluster.
-
-    Raises:
-        ValueError: the cluster does not answer.
-    """
-    try:
-        jobs = client(address)
-        for job in jobs_of(jobs, run):
-            if job.status in ALIVE:
-                jobs.stop_job(job.submission_id)
-    except (ConnectionError, RuntimeError) as error:
-        raise ValueError(
-            f"the Ray cluster at {address} does not answer, and a job of {run.run_id} may be at work there ({error}); "
-            "try again once it does"
-        ) from error
+def stop_jobs_of(jobs: Jobs, run: RunDir) -> None:
+    """Stop whatever of a run is at work."""
+    for job in jobs_of(jobs, run):
+        if job.status in ALIVE:
+            jobs.stop_job(job.submission_id)
 
 
 def submit(jobs: Jobs, run: RunDir) -> str:

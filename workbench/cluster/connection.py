@@ -3,8 +3,10 @@
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from workbench.cluster import GPUS
 from workbench.config import EngineConfig
@@ -59,3 +61,17 @@ def room_for(resources: dict[str, float]) -> int:
     wanted = {"cpus": resources["num_cpus"], "gpus": resources["num_gpus"]}
     places = [min(int(getattr(node, kind) // amount) for kind, amount in wanted.items() if amount) for node in nodes()]
     return max(1, sum(places))
+
+
+def result(ref: Any) -> Any:
+    """What has come of a task or an actor's call; what was raised in it for people is raised here as it was.
+
+    Raises:
+        ValueError, OSError: as on the node.
+    """
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError | OSError):
+            raise type(error.cause)(*error.cause.args) from error
+        raise

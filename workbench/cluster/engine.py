@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from torch import Tensor
 
 from workbench.cluster import here
-from workbench.cluster.connection import connect, engine_resources, room_for
+from workbench.cluster.connection import connect, engine_resources, result, room_for
 from workbench.cluster.storage import publish_for_nodes, seen_from_here
 from workbench.config import EngineConfig
 from workbench.engines import WARM, Engine, Generation, Request, engine_kind
@@ -167,9 +167,7 @@ class _Round:
         copy, batch = self.working.pop(ref, (None, None))
         copy = copy or self.coming.pop(ref)
         try:
-            answer = ray.get(ref)
-        except RayTaskError as error:
-            raise _cause(error) from error
+            answer = result(ref)
         except (RayActorError, ObjectLostError, OutOfMemoryError) as error:
             logger.warning("a copy of the engine is lost (%s); another takes its batch", type(error).__name__)
             fresh = self.engine.replace(copy)
@@ -201,9 +199,3 @@ class _Round:
             return
         self.said_at = time.monotonic()
         logger.warning("waiting for a node with room for a copy of the engine: %s", self.engine.resources)
-
-
-def _cause(error: RayTaskError) -> Exception:
-    """What was raised on the node: a ValueError is a sentence for people."""
-    cause = error.cause if isinstance(error.cause, Exception) else error
-    return ValueError(str(cause)) if isinstance(cause, ValueError) else error

@@ -52,12 +52,19 @@ class Follower(Runner):
         return last_status(self.run)["status"]
 
     def find(self) -> str | None:
-        """The job of this run that is at work: who followed it before is gone."""
-        alive = [job for job in self.asked(lambda: jobs_of(self.jobs(), self.run)) if job.status in ALIVE]
-        if not alive:
+        """The job of this run that is at work: who followed it before is gone.
+
+        Where the run has just been resumed, one that is still ending is none.
+        """
+        until = time.monotonic() + (STOP_S if self.status() == "queued" else 0)
+        while alive := [job for job in self.asked(lambda: jobs_of(self.jobs(), self.run)) if job.status in ALIVE]:
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.5)
+        else:
             return None
         logger.info("job %s goes on; following it", alive[-1].submission_id)
-        if self.status() == "queued":  # by whoever resumed the run
+        if self.status() == "queued":
             self.note("running")
         return alive[-1].submission_id
 
@@ -101,15 +108,17 @@ class Follower(Runner):
                 self.record()
 
     def stop(self) -> int:
-        """Stop whatever of the run is on the cluster, and say that the run has stopped where it could not."""
+        """Stop whatever of the run is on the cluster, and say that the run has stopped where it could not.
+
+        The run's status says `stopping`, which its runner in the cluster obeys; the cluster is asked too.
+        """
         try:
-            stop_jobs_of(self.config.ray.address, self.run)
-            deadline = time.monotonic() + STOP_S
-            while any(j.status in ALIVE for j in jobs_of(self.jobs(), self.run)) and time.monotonic() < deadline:
-                time.sleep(0.3)
-        except (ValueError, ConnectionError, RuntimeError) as error:
-            self.note("failed", self.where(), redacted(f"Not stopped: {error}"))
-            return 1
+            stop_jobs_of(self.jobs(), self.run)
+        except (ConnectionError, RuntimeError) as error:
+            logger.warning("the cluster cannot be asked to stop the job: %s", error)
+        deadline = time.monotonic() + STOP_S
+        while self.status() not in ENDED and time.monotonic() < deadline:
+            time.sleep(0.3)
         if self.status() not in ENDED:
             self.note("stopped", self.where())
         self.record()

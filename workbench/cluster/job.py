@@ -23,6 +23,7 @@ class ClusterRunner(Runner):
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
+        self.ends = False
         os.environ[MARK] = self.config.ray.model_dump_json()
         os.environ[GPUS] = str(count_gpus())
         # What the hub has goes where every node sees it; the token stays where it is.
@@ -31,8 +32,8 @@ class ClusterRunner(Runner):
 
     def note(self, status: str, place: PhaseDir | None = None, error: str | None = None) -> None:
         """As any runner; a run that was stopped before its job had begun does not begin."""
-        if status == "running" and last_status(self.run)["status"] == "stopped":
-            raise Stopped
+        self.ends = status != "running"
+        self.record()
         super().note(status, place, error)
 
     def run_phase(self, place: PhaseDir, job: Section) -> None:
@@ -46,7 +47,13 @@ class ClusterRunner(Runner):
         """The process that the run is known by is the one that follows."""
 
     def record(self) -> None:
-        """The store is not here."""
+        """The store is not here; but a stop reaches the run by its status file, whoever else is gone or out of reach.
+
+        Raises:
+            Stopped: it says so.
+        """
+        if not self.ends and last_status(self.run)["status"] in ("stopping", "stopped"):
+            raise Stopped
 
 
 def main() -> int:

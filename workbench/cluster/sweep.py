@@ -17,9 +17,8 @@ from ray.job_submission import JobStatus
 from workbench import lab as labs
 from workbench.cluster import GPUS
 from workbench.cluster.client import ALIVE, client, entrypoint, last_lines
-from workbench.cluster.connection import count_gpus, engine_resources
+from workbench.cluster.connection import count_gpus, engine_resources, result
 from workbench.cluster.points import measure
-from workbench.cluster.weights import result
 from workbench.labdir import LabConfig, LabDir, label, point_id
 from workbench.phases.sweep import Sweep
 from workbench.redact import redact_output, redacted

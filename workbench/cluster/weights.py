@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayTaskError
 
 from workbench.analysis.change import Reader, open_pair, squares
 from workbench.cluster import here
-from workbench.cluster.connection import connect, gpus, nodes
+from workbench.cluster.connection import connect, gpus, nodes, result
 from workbench.cluster.relay import relayed, sender
 from workbench.cluster.storage import publish_for_nodes, seen_from_here
 from workbench.core.recipe import Recipe
@@ -128,13 +127,3 @@ def _in_order(task: Any, shards: Iterable[list[Any]], *arguments: Any) -> Iterat
             yield result(waiting.popleft())
     while waiting:
         yield result(waiting.popleft())
-
-
-def result(ref: Any) -> Any:
-    """Of a task; a ValueError raised in it is raised here as it was."""
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError | OSError):
-            raise error.cause from error
-        raise
