@@ -128,6 +128,7 @@ MAY = {
     "plan": {"core", "jobs"},
     "runner": {
         "cluster",
+        "runner",
         "plan",
         "queueing",
         "checkpoints",

@@ -284,4 +284,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from workbench import runner  # not this second copy of it: `Stopped` must be the one that others catch
+
+    sys.exit(runner.main())
