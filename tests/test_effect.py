@@ -8,7 +8,7 @@ from workbench.core.statistics import paired_difference
 from workbench.rundir import store_path
 from workbench.settings import build_config, load_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.effect
 LAST = 3
 
 
@@ -17,7 +17,7 @@ def outcomes(tmp_path_factory):
     """All answers of a vanilla and an IMM run, under (method, iteration, kind, task)."""
     root = tmp_path_factory.mktemp("effect")
     # Of one group: they share the base's answers, the first samples and the first fine-tuning.
-    shared = {"group": "effect", "analyze.enabled": False, "eval_questions": 200, "threads": 1}
+    shared = {"group": "effect", "analyze.enabled": False, "eval_questions": 200}
     ids = {
         method: launch.launch(build_config(load_settings("pocket"), shared | {"method": method}), root)
         for method in ("vanilla", "imm")
