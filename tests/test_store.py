@@ -302,7 +302,9 @@ def test_four_runs_write_while_eight_readers_poll(tmp_path):
 @pytest.mark.slow
 def test_four_runs_write_while_eight_readers_poll_for_a_minute(tmp_path):
     reports = under_load(tmp_path, 60)
-    assert [report["put_off"] for report in reports if report["put_off"]] == []
+    put_off = [sentence for report in reports for sentence in report["put_off"]]
+    assert all(sentence.startswith("The store is") for sentence in put_off)  # a delay, and who causes it
+    assert len(put_off) < 0.05 * sum(len(report["calls"]) for report in reports)
 
 
 def damaged(db, how):
