@@ -303,7 +303,7 @@ def test_four_runs_write_while_eight_readers_poll(tmp_path):
 def test_four_runs_write_while_eight_readers_poll_for_a_minute(tmp_path):
     reports = under_load(tmp_path, 60)
     put_off = [sentence for report in reports for sentence in report["put_off"]]
-    assert all(sentence.startswith("The store is") for sentence in put_off)  # a delay, and who causes it
+    assert all("store is held" in sentence for sentence in put_off)  # a delay, which a slow machine may bring
     assert len(put_off) < 0.05 * sum(len(report["calls"]) for report in reports)
 
 
