@@ -38,7 +38,10 @@ def answers(engine: Engine, due: Sequence[tuple[LoadedTask, Batch]], asking: Ask
     requests = (_requests(task, batch, asking) for task, batch in due)
     made = engine.stream(requests, max_new_tokens=asking.max_new_tokens, stop=asking.stop)
     for (task, batch), generations in zip(due, made, strict=True):
-        yield [_row(task, *about, found) for about, found in zip(batch, generations, strict=True)]
+        yield [
+            {"task": task.name} | graded(question, sample, found, task.answer_format)
+            for (question, sample, _), found in zip(batch, generations, strict=True)
+        ]
 
 
 def _requests(task: LoadedTask, batch: Batch, asking: Asking) -> list[Request]:
@@ -53,10 +56,10 @@ def _requests(task: LoadedTask, batch: Batch, asking: Asking) -> list[Request]:
     ]
 
 
-def _row(task: LoadedTask, question: Question, sample: int, _: str, made: Generation) -> dict[str, Any]:
-    result = grade(made.text, question.reference, task.answer_format, made.finished)
+def graded(question: Question, sample: int, made: Generation, answer_format: str) -> dict[str, Any]:
+    """An answer or a solution as it is recorded."""
+    result = grade(made.text, question.reference, answer_format, made.finished)
     return {
-        "task": task.name,
         "question_id": question.question_id,
         "sample": sample,
         "question": question.text,

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.checkpoints import resolve_model
-from workbench.core.answers import grade
 from workbench.core.diversity import alerts, diversity
 from workbench.core.prompts import Prompts, Shots, messages
-from workbench.engines import WARM, Engine, Generation, Request, Unfinished, batch_size, open_server
+from workbench.engines import WARM, Engine, Request, Unfinished, batch_size, open_server
 from workbench.events import Emit, append_lines, read_lines
 from workbench.jobs import SampleJob
+from workbench.phases.answering import graded
 from workbench.phases.batches import batches_by_length, stable_seed
 from workbench.phases.process import main
 from workbench.prompting import open_prompts, sampling_format
@@ -135,7 +135,11 @@ class _Sampler:
             except Unfinished as error:
                 made, problem = error.made, error
             answered = [(q, i, answer) for (q, i, _), answer in zip(batch, made, strict=True) if answer is not None]
-            yield [_row(q, i, self.temperatures[i], answer, self.answer_format) for q, i, answer in answered], problem
+            rows = [
+                {"temperature": self.temperatures[i]} | graded(q, i, answer, self.answer_format)
+                for q, i, answer in answered
+            ]
+            yield rows, problem
 
     def request(self, question: Question, sample: int, prompt: str) -> Request:
         """What an engine is asked."""
@@ -146,23 +150,6 @@ class _Sampler:
             self.prompts.is_whole,
             tuple(messages(question.text, self.shots, self.system)) if self.teacher.url and self.is_chat else None,
         )
-
-
-def _row(question: Question, sample: int, temperature: float, made: Generation, answer_format: str) -> dict[str, Any]:
-    """One solution as it is recorded."""
-    result = grade(made.text, question.reference, answer_format, made.finished)
-    return {
-        "question_id": question.question_id,
-        "sample": sample,
-        "temperature": temperature,
-        "question": question.text,
-        "reference": question.reference,
-        "text": made.text,
-        "answer": result.answer,
-        "is_correct": result.is_correct,
-        "num_tokens": made.num_tokens,
-        "finished": made.finished,
-    }
 
 
 def _summary(rows: Sequence[dict[str, Any]], temperatures: Sequence[float]) -> dict[str, Any]:
