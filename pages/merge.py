@@ -7,7 +7,19 @@ import streamlit as st
 
 from workbench import lab as labs
 from workbench import launch, merge_charts, merges, recipes, rundir, screen, store, widgets
-from workbench.labdir import BASE, SFT, Export, LabConfig, LabDir, Point, Search, label, point_id, read_config
+from workbench.labdir import (
+    BASE,
+    SFT,
+    Export,
+    LabConfig,
+    LabDir,
+    Point,
+    Search,
+    label,
+    point_id,
+    read_config,
+    requests_left,
+)
 from workbench.settings import merge_config
 
 HOME = rundir.home()
@@ -70,7 +82,7 @@ def measure(lab: LabDir, chosen: dict) -> None:
 
 def state(lab: LabDir) -> None:
     """What the lab is doing, and how to stop it."""
-    now, left = labs.observed(lab), labs.requests_left(lab)
+    now, left = labs.observed(lab), requests_left(lab)
     if now["error"]:
         st.error(screen.plain(now["error"]))
     if now["doing"] or left:

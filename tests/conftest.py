@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from workbench import launch
 from workbench.config import RunConfig
@@ -67,16 +68,14 @@ def wait_for_end(root: Path, run_id: str, timeout_s: float = 240.0) -> tuple[str
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> RunDir:
-    """One real run of one small IMM iteration, made once for all tests; do not change it."""
-    root = tmp_path_factory.mktemp("home")
-    before = os.environ.get("WORKBENCH_HOME")
-    os.environ["WORKBENCH_HOME"] = str(root)
-    try:
-        run_id = launch.launch(small_config(), root)
-        status, error = wait_for_end(root, run_id)
-    finally:
-        os.environ.pop("WORKBENCH_HOME")
-        if before:
-            os.environ["WORKBENCH_HOME"] = before
-    assert status == "done", error
-    return find_run(root, run_id)
+    """One real run of one small IMM iteration, made once for all tests in all of pytest's workers; do not change it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    root = shared / "finished"
+    with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_HOME", str(root))
+        if not all_runs(root):
+            launch.launch(small_config(), root)
+        (run,) = all_runs(root)
+        assert wait_for_end(root, run.run_id) == ("done", None)
+    return run

@@ -12,11 +12,22 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import wait_for_end, wait_until
 from workbench import lab as labs
 from workbench import launch, store
-from workbench.config import MergeConfig
+from workbench.config import AnalyzeConfig, MergeConfig
 from workbench.core.recipe import Recipe
 from workbench.events import read_lines
 from workbench.jobs import TaskSource
-from workbench.labdir import BASE, Export, LabConfig, LabDir, Point, Search, find_lab, point_id, read_config
+from workbench.labdir import (
+    BASE,
+    Export,
+    LabConfig,
+    LabDir,
+    Point,
+    Search,
+    find_lab,
+    point_id,
+    read_config,
+    requests_left,
+)
 from workbench.merging.files import merge_checkpoints
 from workbench.phases.search import next_merge
 from workbench.processes import end_group, is_alive
@@ -36,7 +47,7 @@ def lab(finished_run, home) -> LabDir:
 
 def finish(lab):
     """Wait until everything asked for is done; what went wrong."""
-    wait_until(lambda: not labs.requests_left(lab) and labs.observed(lab)["doing"] is None)
+    wait_until(lambda: not requests_left(lab) and labs.observed(lab)["doing"] is None)
     return labs.observed(lab)["error"]
 
 
@@ -71,7 +82,8 @@ def test_points_search_export_and_store(lab, home, tmp_path):
     assert store.merges_frame(store_path(home), lab.lab_id).equals(before)
     # A run that goes on from the merge.
     config = launch.continuation(home, lab.lab_id.removesuffix("-i1"), out)
-    run_id = launch.launch(config, home)
+    assert config.analyze.enabled
+    run_id = launch.launch(config.model_copy(update={"analyze": AnalyzeConfig(enabled=False)}), home)
     assert wait_for_end(home, run_id)[0] == "done"
     scores = store.evals_frame(store_path(home), run_id)
     assert list(dict.fromkeys(scores["kind"])) == ["base", "start", "sft", "merged"]
@@ -92,7 +104,7 @@ def test_a_killed_lab_goes_on_and_a_cancelled_request_ends(lab):
     assert len(rows) == len({(row["task"], row["question_id"]) for row in rows}) == 4 * 30
     labs.ask(lab, *(Point(merge=MIX, seed=seed, num_questions=300) for seed in range(5)))
     labs.cancel(lab)
-    assert finish(lab) is None and not labs.requests_left(lab)
+    assert finish(lab) is None and not requests_left(lab)
 
 
 def test_what_goes_wrong_is_said_and_ends_nothing(lab, home, tmp_path):

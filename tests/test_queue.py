@@ -250,8 +250,10 @@ def test_a_mistake_in_alerts_toml_is_named_and_hides_the_address(home, hook):
 
 
 def test_the_supervisor_goes_when_nobody_needs_it(home, monkeypatch):
-    run_id = launch.launch(small_config(eval_tasks=(), **{"analyze.enabled": False}), home)
-    assert wait_for_end(home, run_id)[0] == "done"
+    run_id = launch.launch(small_config(), home)
+    wait_until(lambda: status(home, run_id) == "running", 60)
+    launch.stop(home, run_id)
+    assert wait_for_end(home, run_id)[0] == "stopped"
     wait_until(lambda: supervisor(home) is None, 60)
     assert "nobody waits or works" in queueing.QueueDir.of(home).log.read_text()
 

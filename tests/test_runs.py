@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -37,23 +38,27 @@ def phase_process(run, phase):
     return None
 
 
-@pytest.mark.parametrize("phase", ["evaluate", "sample", "sft", "merge"])
-def test_killed_in_a_phase_and_resumed_gives_the_same_table(finished_run, home, phase):
-    run_id = launch.launch(small_config(), home)
+def begun(place):
+    """Whether a phase has reported progress, or is over."""
+    return place.result.exists() or (place.events.exists() and "progress" in place.events.read_text())
+
+
+def test_killed_in_every_phase_and_resumed_gives_the_same_table(finished_run, home):
+    run_id = launch.launch(small_config(**{"analyze.enabled": False}), home)
     run = find_run(home, run_id)
-    wait_until(lambda: phase_process(run, phase) is not None)
-    if phase != "merge":  # a merge of the pocket model is over in a blink; it is killed while it starts
-        iteration = 0 if phase == "evaluate" else 1
+    for phase, iteration in (("evaluate", 0), ("sample", 1), ("sft", 1), ("merge", 1)):
+        wait_until(partial(phase_process, run, phase))
         place = run.phase(iteration, phase)
-        wait_until(lambda: place.result.exists() or place.events.exists() and "progress" in place.events.read_text())
-    runner = psutil.Process(read_json(run.process)["pid"])
-    doomed = [runner] if phase == "sample" else [*runner.children(), runner]  # once, the phase lives on
-    for process in doomed:
-        process.kill()
-    runner.wait(10)
-    status, error = launch.observed_status(run)
-    assert status == "failed" and f"workbench resume {run_id}" in error
-    launch.resume(home, run_id)
+        if phase != "merge":  # a merge of the pocket model is over in a blink; it is killed while it starts
+            wait_until(partial(begun, place))
+        runner = psutil.Process(read_json(run.process)["pid"])
+        doomed = [runner] if phase == "sample" else [*runner.children(), runner]  # once, the phase lives on
+        for process in doomed:
+            process.kill()
+        runner.wait(10)
+        status, error = launch.observed_status(run)
+        assert status == "failed" and f"workbench resume {run_id}" in error
+        launch.resume(home, run_id)
     assert wait_for_end(home, run_id)[0] == "done"
     for mine, whole in zip(final_table(run), final_table(finished_run), strict=True):
         assert mine.equals(whole)

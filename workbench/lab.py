@@ -10,9 +10,9 @@ from workbench import checkpoints
 from workbench.analysis.index import measured_importance
 from workbench.config import RunConfig
 from workbench.core.methods import start_of
-from workbench.events import append_lines, read_lines
+from workbench.events import append_lines
 from workbench.jobs import TaskSource
-from workbench.labdir import Export, LabConfig, LabDir, Point, Search, read_config
+from workbench.labdir import Export, LabConfig, LabDir, Point, Search, read_config, requests_left
 from workbench.plan import checkpoint_path
 from workbench.processes import is_alive, start_detached
 from workbench.rundir import RunDir, find_run, read_json, write_json
@@ -124,20 +124,6 @@ def wake(lab: LabDir) -> None:
     """Start the lab's process where there is none."""
     if not is_alive(lab):
         start_detached("workbench.phases.sweep", lab)
-
-
-def requests_left(lab: LabDir) -> list[Point | Search | Export]:
-    """What was asked for since the last cancel and is not done."""
-    rows, _ = read_lines(lab.requests)
-    last = max((n for n, row in enumerate(rows) if row["kind"] == "cancel"), default=-1)
-    done = (read_json(lab.status) or {}).get("requests_done", 0)
-    kinds = {"point": Point, "search": Search, "export": Export}
-    left = []
-    for number, row in enumerate(rows):
-        if number > last and number >= done:
-            fields = {key: value for key, value in row.items() if key != "asked_at"}
-            left.append((number, kinds[row["kind"]].model_validate(fields)))
-    return left
 
 
 def leading_points(lab: LabDir) -> list[tuple[int, Point]]:

@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import Field
 
 from workbench.config import EngineConfig, MergeConfig, PromptConfig, RayConfig, SampleConfig, Section
+from workbench.events import read_lines
 from workbench.jobs import TaskSource
 from workbench.rundir import RUN_ID, read_json
 
@@ -168,3 +169,17 @@ def read_config(lab: LabDir) -> LabConfig:
     written = read_json(lab.config)
     written.pop("created_at")
     return LabConfig.model_validate(written)
+
+
+def requests_left(lab: LabDir) -> list[tuple[int, Point | Search | Export]]:
+    """What was asked for since the last cancel and is not done, by its line in `requests.jsonl`."""
+    rows, _ = read_lines(lab.requests)
+    last = max((n for n, row in enumerate(rows) if row["kind"] == "cancel"), default=-1)
+    done = (read_json(lab.status) or {}).get("requests_done", 0)
+    kinds = {"point": Point, "search": Search, "export": Export}
+    left = []
+    for number, row in enumerate(rows):
+        if number > last and number >= done:
+            fields = {key: value for key, value in row.items() if key != "asked_at"}
+            left.append((number, kinds[row["kind"]].model_validate(fields)))
+    return left

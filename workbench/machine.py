@@ -118,6 +118,19 @@ def gpu_ids() -> tuple[str, ...]:
 
 
 @lru_cache
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16; one that has none takes several times as long for it as for fp32.
+
+    Linux is asked; where there is none, no.
+    """
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+
+
+@lru_cache
 def _all_gpus() -> tuple[Gpu, ...]:
     """Those that the driver knows."""
     try:

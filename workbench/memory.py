@@ -1,16 +1,17 @@
 """How much memory each phase takes at its peak, reckoned from a model's shape and the settings. Imports no torch.
 
 Bytes a trained weight: 2 (bf16) + 2 (bf16 gradient) + 12 (fp32 master and two Adam moments). For the update gradients
-are in fp32 too, a part at a time and when the activations are gone. ZeRO splits what it splits over the processes.
-Lengths are the longest the settings allow, so batches of shorter examples take less. **None of it was checked against
-a GPU yet**; on a CPU the fine-tuning of the pocket model was (tests/test_estimate.py). What an engine that sleeps
-beside the training keeps of a GPU is not in it.
+are in fp32 too, a part at a time and when the activations are gone. A CPU without bf16 trains in fp32: 4 + 4 + 12.
+ZeRO splits what it splits over the processes. Lengths are the longest the settings allow, so batches of shorter
+examples take less. **None of it was checked against a GPU yet**; on a CPU the fine-tuning of the pocket model was
+(tests/test_estimate.py). What an engine that sleeps beside the training keeps of a GPU is not in it.
 """
 
 from dataclasses import dataclass, fields, replace
 from math import ceil
 
 from workbench.config import AnalyzeConfig, EngineConfig, SftConfig
+from workbench.machine import cpu_has_bf16
 from workbench.shapes import Shape
 
 GIB = 2**30
@@ -75,8 +76,9 @@ def _training_process(shape: Shape, sft: SftConfig, processes: int, on_gpu: bool
     trained = shape.lora_parameters(sft.lora.rank, sft.lora.target_modules) if sft.lora else everything
     adapters = trained if sft.lora else 0
     split = processes if sft.zero else 1
-    weights = 2 * (everything + adapters) / (split if sft.zero == 3 else 1)
-    gradients, optimizer = 2 * trained / split, 12 * trained / split
+    item = 2 if on_gpu or sft.zero or cpu_has_bf16() else 4
+    weights = item * (everything + adapters) / (split if sft.zero == 3 else 1)
+    gradients, optimizer = item * trained / split, 12 * trained / split
     # The weights are read before they are moved to the GPU; an adapter is folded in fp32, then bf16, when all is done.
     reading, folding = (0 if sft.zero else 2 if sft.lora else 4) * everything, (6 * everything if sft.lora else 0)
     other, offloaded = 0.0, 0.0
@@ -88,9 +90,9 @@ def _training_process(shape: Shape, sft: SftConfig, processes: int, on_gpu: bool
         offloaded, gradients, optimizer = gradients + optimizer + 4 * trained / split, 0.0, 0.0
     if sft.offload == "all":
         offloaded, weights = offloaded + weights, 0.0
-    active = activations(shape, sft.batch_size * length, length, checkpointing=sft.gradient_checkpointing)
+    active = activations(shape, sft.batch_size * length, length, checkpointing=sft.gradient_checkpointing, item=item)
     largest = max(shape.vocab * shape.hidden, shape.hidden * shape.intermediate)
-    update = 4 * (trained / split if sft.zero else min(trained, UPDATED_TOGETHER + largest))
+    update = 4 * (trained / split if sft.zero else min(trained, UPDATED_TOGETHER + largest)) * (item == 2)
     active = max(active, update if sft.offload == "none" else 0)
     if not on_gpu:
         active = max((KEPT_WHEN_CHECKPOINTING if sft.gradient_checkpointing else KEPT_BY_MALLOC) * active, folding)
@@ -99,25 +101,27 @@ def _training_process(shape: Shape, sft: SftConfig, processes: int, on_gpu: bool
     return Memory(*sizes, other=other / GIB + RUNTIME_GIB), host / GIB
 
 
-def kept_by_layer(shape: Shape, length: int) -> int:
-    """Bytes of one token that a layer keeps for its backward pass, in bf16, with attention that keeps no scores.
+def kept_by_layer(shape: Shape, length: int, item: int = 2) -> int:
+    """Bytes of one token that a layer keeps for its backward pass, with attention that keeps no scores.
 
-    Both norms' input in fp32, their result twice (16 h); queries, keys and values with their heads repeated, the
-    attention's result twice (10 h); gate, up, activated gate, product (8 i); the mask over `length` tokens.
+    Both norms' input in fp32, their result twice (8 h and 4 h entries); queries, keys and values with their heads
+    repeated, the attention's result twice (5 h); gate, up, activated gate, product (4 i); the mask over `length`
+    tokens. An entry has `item` bytes.
     """
-    return 16 * shape.hidden + 10 * shape.heads * shape.head_size + 8 * shape.intermediate + 2 * length
+    entries = 4 * shape.hidden + 5 * shape.heads * shape.head_size + 4 * shape.intermediate + length
+    return 8 * shape.hidden + item * entries
 
 
-def activations(shape: Shape, tokens: int, length: int, *, checkpointing: bool) -> float:
+def activations(shape: Shape, tokens: int, length: int, *, checkpointing: bool, item: int = 2) -> float:
     """Bytes of so many tokens at the peak of the backward pass, in sequences of `length`.
 
     The loss has three fp32 copies of the logits at once (12 v); a layer's backward pass makes about a third of what
     the layer kept anew.
     """
-    logits, passing = 12 * shape.vocab, 6 * shape.hidden + 4 * shape.intermediate
-    layer = kept_by_layer(shape, length)
+    logits, passing = 12 * shape.vocab, item * (3 * shape.hidden + 2 * shape.intermediate)
+    layer = kept_by_layer(shape, length, item)
     if checkpointing:
-        return tokens * (2 * shape.hidden * shape.layers + max(logits, layer + passing))
+        return tokens * (item * shape.hidden * shape.layers + max(logits, layer + passing))
     return tokens * (layer * shape.layers + max(logits, passing))
 
 

@@ -20,8 +20,7 @@ from workbench.checkpoints import MERGE_REPORT, is_removed, weights_lock
 from workbench.comparisons import Comparison, all_comparisons
 from workbench.config import RunConfig
 from workbench.jobs import AnalyzeJob, model_paths
-from workbench.lab import requests_left
-from workbench.labdir import LabDir, all_labs, read_config
+from workbench.labdir import LabDir, all_labs, read_config, requests_left
 from workbench.launch import ACTIVE, observed_status
 from workbench.plan import plan
 from workbench.processes import is_alive, processes_of

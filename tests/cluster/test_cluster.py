@@ -14,7 +14,7 @@ from workbench import lab as labs
 from workbench import launch, queueing
 from workbench.config import MergeConfig
 from workbench.events import read_lines
-from workbench.labdir import LabDir, Point
+from workbench.labdir import LabDir, Point, requests_left
 from workbench.processes import end_group
 from workbench.rundir import RunDir, find_run, read_json, write_json
 
@@ -128,7 +128,7 @@ def test_points_of_a_sweep_are_tasks(on_one):
     lab = labs.open_lab(home, on_one.run_id, 1)
     points = [Point(merge=MergeConfig(alpha=alpha), num_questions=4) for alpha in (0.3, 0.7)]
     labs.ask(lab, *points)
-    wait_until(lambda: not labs.requests_left(lab), MOMENT_S)
+    wait_until(lambda: not requests_left(lab), MOMENT_S)
     assert labs.observed(lab)["error"] is None
     there = {row["point_id"]: row["scores"] for row in read_lines(lab.points)[0]}
     end_group(lab, 0.0)
@@ -136,7 +136,7 @@ def test_points_of_a_sweep_are_tasks(on_one):
     alone = LabDir(home / "labs" / "alone")
     write_json(alone.config, config | {"ray": None})
     labs.ask(alone, *points)
-    wait_until(lambda: not labs.requests_left(alone), MOMENT_S)
+    wait_until(lambda: not requests_left(alone), MOMENT_S)
     end_group(alone, 0.0)
     assert there == {row["point_id"]: row["scores"] for row in read_lines(alone.points)[0]}
     assert len(there) == 2

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tests.conftest import wait_until
 from workbench.commands import phase_command, phase_environment
 from workbench.config import DataConfig, SampleConfig, SftConfig
-from workbench.events import read_lines
+from workbench.events import event_log, read_lines
 from workbench.jobs import Checkpoint, SftJob, TaskSource
 from workbench.phases import sft
 from workbench.phases.optimizer import MasterAdamW
+from workbench.phases.process import run_phase
 from workbench.phases.trainer import load
 from workbench.phases.training_data import chosen_solutions, packed, padded, too_few_worked, training_examples
 from workbench.rundir import PhaseDir
@@ -55,6 +56,11 @@ def spawn(place: PhaseDir) -> subprocess.Popen:
         )
 
 
+def train(place: PhaseDir) -> None:
+    """The phase in this process, which has imported all it needs; one of its own takes as long to start as to train."""
+    assert run_phase(place.path, SftJob, sft.run) is None
+
+
 def losses(place: PhaseDir) -> dict[int, float]:
     """Loss by step; the last report of a step counts."""
     return {row["step"]: row["value"] for row in read_lines(place.events)[0] if row["name"] == "loss"}
@@ -86,10 +92,30 @@ def test_nothing_kept_is_a_clear_error(tmp_path):
 def killed(place: PhaseDir) -> PhaseDir:
     """The phase, killed once its first optimizer checkpoint is there."""
     process = spawn(place)
-    wait_until(lambda: sft.last_complete(place.path / "trainer") or process.poll() is not None, 120)
+    wait_until(lambda: sft.last_complete(place.path / "trainer") or process.poll() is not None, 240)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not place.result.exists() and sft.last_complete(place.path / "trainer"), place.log.read_text()
+    return place
+
+
+class Interrupted(Exception):
+    """Training ends in the middle."""
+
+
+def interrupted(place: PhaseDir) -> PhaseDir:
+    """The phase, left two steps after its first optimizer checkpoint."""
+    job = SftJob.model_validate_json(place.job.read_text())
+    log = event_log(place.events)
+
+    def emit(name, value=None, step=0, **data):
+        log(name, value, step, **data)
+        if step > job.sft.save_every_steps + 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        sft.run(job, place, emit)
+    assert sft.last_complete(place.path / "trainer") and not place.result.exists()
     return place
 
 
@@ -99,23 +125,23 @@ def same_weights(one: PhaseDir, other: PhaseDir) -> bool:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("broken_off", "settings"),
     [
-        {},
-        {"accumulation": 2, "batching": "packed"},
-        {"lora": {"rank": 4, "dropout": 0.1}, "learning_rate": 1e-3, "weight_decay": 0.1},
+        (killed, {}),
+        (interrupted, {"accumulation": 2, "batching": "packed"}),
+        (interrupted, {"lora": {"rank": 4, "dropout": 0.1}, "learning_rate": 1e-3, "weight_decay": 0.1}),
     ],
 )
-def test_killed_phase_resumes_to_the_same_weights(tmp_path, settings):
+def test_broken_off_and_resumed_it_comes_to_the_same_weights(tmp_path, broken_off, settings):
     whole, broken = (prepare(tmp_path / name, save_every_steps=5, **settings) for name in ("whole", "broken"))
-    assert spawn(whole).wait() == 0
-    assert spawn(killed(broken)).wait() == 0
+    train(whole)
+    train(broken_off(broken))
     assert losses(broken) == losses(whole) and same_weights(broken, whole)
 
 
-def test_a_phase_killed_after_its_last_step_is_finished(tmp_path):
+def test_a_phase_killed_after_its_last_step_is_finished(tmp_path, caplog):
     whole, broken = (prepare(tmp_path / name, 12, save_every_steps=50) for name in ("whole", "broken"))
-    assert spawn(whole).wait() == 0
+    train(whole)
     job = SftJob.model_validate_json(broken.job.read_text())
     scratch = broken.path / "trainer"
     sft.forget_other_training(scratch, job, 1)
@@ -124,8 +150,9 @@ def test_a_phase_killed_after_its_last_step_is_finished(tmp_path):
     sft.make_trainer(job, broken, lambda *_, **__: None, examples).train()  # and no more
     steps = json.loads(whole.result.read_text())["summary"]["num_steps"]
     assert Path(sft.last_complete(scratch)).name == f"checkpoint-{steps}"
-    assert spawn(broken).wait() == 0, broken.log.read_text()
-    assert "begins anew" not in broken.log.read_text() and same_weights(broken, whole)
+    caplog.clear()
+    train(broken)
+    assert "begins anew" not in caplog.text and same_weights(broken, whole)
 
 
 def test_optimizer_checkpoints_are_removed_at_once_or_not_at_all(tmp_path, monkeypatch):
@@ -138,14 +165,14 @@ def test_optimizer_checkpoints_are_removed_at_once_or_not_at_all(tmp_path, monke
     assert sft.last_complete(scratch) is None
 
 
-def test_training_that_was_interrupted_with_other_settings_begins_anew(tmp_path):
-    broken = killed(prepare(tmp_path / "broken", save_every_steps=5))
+def test_training_that_was_interrupted_with_other_settings_begins_anew(tmp_path, caplog):
+    broken = interrupted(prepare(tmp_path / "broken", save_every_steps=5))
     fresh = prepare(tmp_path / "fresh", epochs=1, batch_size=8, learning_rate=1e-5)
-    job = SftJob.model_validate_json(fresh.job.read_text())
-    broken.job.write_text(job.model_copy(update={"threads": 1}).model_dump_json())
-    assert spawn(broken).wait() == 0, broken.log.read_text()
-    assert "begins anew" in broken.log.read_text()
-    assert same_weights(broken, fresh) if spawn(fresh).wait() == 0 else False
+    broken.job.write_text(fresh.job.read_text())
+    train(broken)
+    assert "begins anew" in caplog.text
+    train(fresh)
+    assert same_weights(broken, fresh)
 
 
 def test_every_response_token_of_a_step_weighs_alike(tmp_path):
@@ -155,7 +182,7 @@ def test_every_response_token_of_a_step_weighs_alike(tmp_path):
         for size in (8, 2)
     ]
     for place in places:
-        assert spawn(place).wait() == 0, place.log.read_text()
+        train(place)
     one, several = (losses(place) for place in places)
     assert one.keys() == several.keys() == {1, 4}  # the first, and the last whatever its number
     assert list(several.values()) == pytest.approx(list(one.values()), rel=0.01)
@@ -163,8 +190,7 @@ def test_every_response_token_of_a_step_weighs_alike(tmp_path):
 
 def test_training_that_diverges_is_one_sentence(tmp_path):
     place = prepare(tmp_path, 24, learning_rate=1e38)
-    assert spawn(place).wait() == 1
-    said = place.log.read_text().splitlines()[-1]
+    said = run_phase(place.path, SftJob, sft.run)
     assert "training has diverged; lower sft.learning_rate, got 1e+38" in said
     assert not place.checkpoint.exists()
 
@@ -217,7 +243,7 @@ def test_packed_examples_have_the_loss_and_gradients_of_padded_ones(tmp_path):
 def test_adapters_are_kept_and_the_checkpoint_is_the_start_with_them_folded_in(tmp_path):
     lora = {"rank": 4, "alpha": 8.0, "target_modules": ("q_proj", "down_proj")}
     place = prepare(tmp_path, lora=lora, batching="packed", gradient_checkpointing=True, learning_rate=5e-3, epochs=4)
-    assert spawn(place).wait() == 0, place.log.read_text()
+    train(place)
     report = losses(place)
     assert report[max(report)] < 0.8 * report[1]
     start, tuned = (load_file(folder / "model.safetensors") for folder in (POCKET / "model", place.checkpoint))
@@ -276,8 +302,8 @@ def test_two_processes_of_zero_3_give_the_losses_of_one(tmp_path):
     """Two ranks x batch 4 see what one sees with batch 4 x accumulation 2; ZeRO is really on."""
     one = prepare(tmp_path / "one", 64, batching="packed", batch_size=4, accumulation=2)
     two = prepare(tmp_path / "two", 64, batching="packed", batch_size=4, accumulation=1, zero=3, processes=2)
-    for place in (one, two):
-        assert spawn(place).wait() == 0, place.log.read_text()[-3000:]
+    train(one)
+    assert spawn(two).wait() == 0, two.log.read_text()[-3000:]
     result = json.loads(two.result.read_text())["summary"]
     assert (result["zero_stage"], result["num_processes"]) == (3, 2)
     first, second = losses(one), losses(two)

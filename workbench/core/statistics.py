@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, norm
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import binomtest
 
 
 def wilson_interval(num_correct: int, num_questions: int, level: float = 0.95) -> tuple[float, float]:
@@ -18,8 +17,8 @@ def wilson_interval(num_correct: int, num_questions: int, level: float = 0.95) -
     """
     if num_questions < 1:
         raise ValueError("an accuracy needs at least one question")
-    low, high = proportion_confint(num_correct, num_questions, 1 - level, method="wilson")
-    return float(low), float(high)
+    interval = binomtest(num_correct, num_questions).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -117,7 +116,7 @@ def mean_gain(tasks: Sequence[tuple[int, int, int]], level: float = 0.95) -> tup
     sides = [((gained + 1) / (n + 2), (lost + 1) / (n + 2), n + 2) for gained, lost, n in tasks]
     middle = sum(up - down for up, down, _ in sides) / len(sides)
     variance = sum((up + down - (up - down) ** 2) / m for up, down, m in sides) / len(sides) ** 2
-    half = float(norm.ppf(0.5 + level / 2)) * sqrt(variance)
+    half = NormalDist().inv_cdf(0.5 + level / 2) * sqrt(variance)
     value = sum((gained - lost) / n for gained, lost, n in tasks) / len(tasks)
     return value, max(-1.0, middle - half), min(1.0, middle + half)
 
@@ -136,6 +135,8 @@ def smallest_detectable_difference(num_questions: int, level: float = 0.95) -> f
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm-corrected p-values, in the order given."""
+    from statsmodels.stats.multitest import multipletests  # slow to import, and most who come here need none
+
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
 
 
@@ -149,5 +150,5 @@ def gap(gains: Sequence[tuple[bool, float, float, int]], level: float = 0.95) ->
         return None
     means = [sum(row[1] for row in side) / len(side) for side in sides]
     variance = sum(sum(row[2] / row[3] for row in side) / len(side) ** 2 for side in sides)
-    value, half = means[0] - means[1], norm.ppf(0.5 + level / 2) * sqrt(variance)
+    value, half = means[0] - means[1], NormalDist().inv_cdf(0.5 + level / 2) * sqrt(variance)
     return value, value - half, value + half

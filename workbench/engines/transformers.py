@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
@@ -68,6 +67,8 @@ class TransformersEngine(Engine):
             base or checkpoint, dtype=self.dtype, trust_remote_code=trust, use_safetensors=True
         )
         if base:
+            from peft import PeftModel  # slow to import
+
             model = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
         self.model = model.to(self.device).eval()
         self.model.set_attn_implementation("workbench_decode")

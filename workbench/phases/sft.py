@@ -1,7 +1,7 @@
 """Phase `sft`: fine-tuning on the solutions, of all weights or of LoRA adapters, with the Hugging Face Trainer.
 
-Loss on response tokens only, each weight learned in bf16 with an fp32 master copy. A killed phase
-continues from its last optimizer checkpoint. With DeepSpeed this module is every process of it; only
+Loss on response tokens only, each weight learned in bf16 with an fp32 master copy, in fp32 on a CPU without bf16. A
+killed phase continues from its last optimizer checkpoint. With DeepSpeed this module is every process of it; only
 the first one speaks. CUDA, and several machines, were not run yet.
 """
 
@@ -24,7 +24,7 @@ from workbench.checkpoints import describe
 from workbench.events import Emit
 from workbench.jobs import SftJob
 from workbench.phases.process import main
-from workbench.phases.trainer import make_trainer, zero_stage
+from workbench.phases.trainer import compute_dtype, make_trainer, zero_stage
 from workbench.phases.training_data import Example, too_few_worked, training_examples
 from workbench.rundir import PhaseDir, last_complete, read_json, write_json
 
@@ -76,6 +76,7 @@ def fine_tune(job: SftJob, place: PhaseDir, emit: Emit, examples: Sequence[Examp
         "num_steps": trainer.state.global_step,
         "loss": history[-1] if history else None,
         "num_processes": trainer.args.world_size,
+        "dtype": str(compute_dtype(job.sft)).removeprefix("torch."),
         "zero_stage": zero_stage(trainer),
         "num_parameters": written.num_parameters,
         "bytes": written.bytes,

@@ -65,7 +65,7 @@ class Sweep:
         self.say(None)
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < WARM_S:
-            if left := labs.requests_left(self.lab):
+            if left := labdir.requests_left(self.lab):
                 self.attempt(*left[0])
                 idle_since = time.monotonic()
             elif is_taken(self.root):  # a run: it may need the memory that the engine holds
@@ -117,7 +117,7 @@ class Sweep:
 
     def check(self, number: int) -> None:
         """Raise Cancelled where request `number` is no longer wanted."""
-        if number not in {left for left, _ in labs.requests_left(self.lab)}:
+        if number not in {left for left, _ in labdir.requests_left(self.lab)}:
             raise Cancelled
 
     def write_moments(self) -> None:
@@ -231,7 +231,7 @@ def main() -> None:
                 lab.process.unlink(missing_ok=True)
         except Timeout:
             return
-        if not labs.requests_left(lab):
+        if not labdir.requests_left(lab):
             return
 
 

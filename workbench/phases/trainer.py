@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from workbench.config import SftConfig
 from workbench.events import Emit
 from workbench.jobs import SftJob
+from workbench.machine import cpu_has_bf16
 from workbench.phases.optimizer import MasterAdamW
 from workbench.phases.training_data import Example, packed, padded
 from workbench.rundir import PhaseDir
@@ -34,7 +35,7 @@ class MasterTrainer(Trainer):
 
 
 def make_trainer(job: SftJob, place: PhaseDir, emit: Emit, examples: Sequence[Example]) -> Trainer:
-    """A Trainer that is about to fine-tune `job.start` on the examples, in bf16."""
+    """A Trainer that is about to fine-tune `job.start` on the examples."""
     arguments = training_arguments(job, place)  # first: with ZeRO-3 it decides how weights are loaded
     model = load(job)
     trainer = (Trainer if job.sft.zero else MasterTrainer)(
@@ -50,11 +51,16 @@ def make_trainer(job: SftJob, place: PhaseDir, emit: Emit, examples: Sequence[Ex
     return trainer
 
 
+def compute_dtype(sft: SftConfig) -> torch.dtype:
+    """What weights and activations are in: bf16, which DeepSpeed is always told; fp32 on a CPU that has no bf16."""
+    return torch.bfloat16 if sft.zero or ON_GPU or cpu_has_bf16() else torch.float32
+
+
 def load(job: SftJob) -> PreTrainedModel | PeftModel:
     """The start checkpoint, with adapters where the config wants them."""
     sft = job.sft
     # Without ZeRO, fp32 until the optimizer has copied its masters; adapters leave the weights as they are.
-    dtype = torch.bfloat16 if sft.zero or sft.lora else torch.float32
+    dtype = compute_dtype(sft) if sft.zero or sft.lora else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         job.start.path, dtype=dtype, trust_remote_code=job.trust_remote_code, use_safetensors=True
     )
@@ -92,13 +98,13 @@ def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
 
 
 def master_optimizer(model: torch.nn.Module, sft: SftConfig) -> MasterAdamW:
-    """Turn the trained weights into bf16, with an fp32 master copy in the optimizer."""
+    """Turn the weights into bf16 where that can be calculated in, with an fp32 master copy in the optimizer."""
     if ON_GPU:
         model.cuda()  # before the optimizer copies the weights
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     masters = [weight.detach().float().clone() for weight in trained]
     for weight in model.parameters():  # not the buffers: rotary frequencies in bf16 turn late positions by radians
-        weight.data = weight.data.to(torch.bfloat16)
+        weight.data = weight.data.to(compute_dtype(sft))
     return MasterAdamW(trained, sft.learning_rate, sft.weight_decay, masters)
 
 
