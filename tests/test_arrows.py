@@ -38,7 +38,7 @@ MAY = {
     },
     "shapes": {"checkpoints"},
     "machine": set(),
-    "memory": {"shapes"},
+    "memory": {"machine", "shapes"},
     "estimate": {"core", "engines", "jobs", "machine", "memory", "plan", "shapes", "tasks"},
     "preflight": {"checkpoints", "core", "estimate", "machine", "memory"},
     "dry_run": {
@@ -75,6 +75,7 @@ MAY = {
         "merging",
         "lab",
         "labdir",
+        "machine",
         "place",
         "queueing",
         "processes",
