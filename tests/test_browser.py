@@ -1,4 +1,4 @@
-"""A person with a browser: starts the pocket run, watches a chart fill, stops the run, resumes it."""
+"""A person with a browser: sets up a small pocket run, watches a chart fill, stops the run, resumes it."""
 
 import os
 import shutil
@@ -65,8 +65,12 @@ def page():
 def test_start_watch_stop_resume(app, home, page):
     outside = []
     page.on("request", lambda request: outside.append(request.url) if app not in request.url else None)
-    page.goto(app)
-    page.get_by_role("button", name="Start the pocket run").click()
+    page.goto(f"{app}/new")
+    for name, value in (("Train questions", "120"), ("Test questions per task", "20")):
+        page.get_by_label(name, exact=True).fill(value)
+        page.get_by_label(name, exact=True).press("Enter")
+        expect(page.locator("code", has_text=value)).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Start the run").click()
     expect(page.get_by_text("● running")).to_be_visible(timeout=60_000)
 
     points = page.locator(".scatterlayer .trace .points path")
