@@ -5,6 +5,7 @@
 Each contestant is a process of its own, in turns, on the same model, examples and threads, for the same
 number of optimizer steps of the same number of examples. Tokens are those of the examples, never padding.
 The plain Trainer is as people write it: bf16 by autocast, a shuffled set, batches padded to their longest.
+On a CPU without bf16 both calculate in fp32.
 Worked solutions of the pocket tasks; every fourth example holds four of them, so that lengths are mixed.
 """
 
@@ -112,11 +113,13 @@ def plain(name: str, model: Path, count: int, batch_size: int, threads: int):
     """transformers' Trainer as its documentation calls it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+    from workbench.phases.trainer import IN_BF16
+
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     examples = mixed(model, count)
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=batch_size, bf16=True,
+        output_dir=tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=batch_size, bf16=IN_BF16,
         learning_rate=2e-5, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, logging_steps=5,
         dataloader_pin_memory=False,
     )  # fmt: skip

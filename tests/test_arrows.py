@@ -123,7 +123,7 @@ MAY = {
     "alerts": {"queueing"},
     "disk": set(),
     "endings": {"disk"},
-    "retention": {"checkpoints", "comparisons", "jobs", "lab", "labdir", "launch", "plan", "processes"},
+    "retention": {"checkpoints", "comparisons", "jobs", "labdir", "launch", "plan", "processes"},
     "gc_cli": {"disk", "retention"},
     "launch": {"cluster", "checkpoints", "checks", "disk", "jobs", "machine", "processes", "queueing"},
     "plan": {"core", "jobs"},

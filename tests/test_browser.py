@@ -1,4 +1,4 @@
-"""A person with a browser: sets up a small pocket run, watches a chart fill, stops the run, resumes it."""
+"""A person with a browser: sets up a small pocket run, sees its first accuracy, stops the run, resumes it."""
 
 import os
 import shutil
@@ -66,10 +66,13 @@ def test_start_watch_stop_resume(app, home, page):
     outside = []
     page.on("request", lambda request: outside.append(request.url) if app not in request.url else None)
     page.goto(f"{app}/new")
-    for name, value in (("Train questions", "120"), ("Test questions per task", "20")):
-        page.get_by_label(name, exact=True).fill(value)
-        page.get_by_label(name, exact=True).press("Enter")
-        expect(page.locator("code", has_text=value)).to_be_visible(timeout=60_000)
+    for label, name, value in (
+        ("Train questions", "num_questions", 120),
+        ("Test questions per task", "eval_questions", 20),
+    ):
+        page.get_by_label(label, exact=True).fill(str(value))
+        page.get_by_label(label, exact=True).press("Enter")
+        expect(page.get_by_text(f"{name}={value}")).to_be_visible(timeout=60_000)  # in the command
     page.get_by_role("button", name="Start the run").click()
     expect(page.get_by_text("● running")).to_be_visible(timeout=60_000)
 
@@ -80,6 +83,7 @@ def test_start_watch_stop_resume(app, home, page):
     page.get_by_role("button", name="Stop the run").click()
     expect(page.get_by_text("■ stopped")).to_be_visible(timeout=20_000)
     run = all_runs(home)[0]
+    assert read_json(run.config)["config"]["num_questions"] == 120
     wait_until(lambda: not launch.is_alive(run), 20)
     assert launch.observed_status(run)[0] == "stopped"
 

@@ -59,11 +59,11 @@ def fill(root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["sft", "merge"])
+@pytest.mark.parametrize("phase", ["sft", "sample"])
 def test_a_full_disk_stops_the_run_with_the_reason_and_it_resumes(finished_run, small_disk, phase):
     run_id = launch.launch(small_config(**{"analyze.enabled": False}), small_disk)
     run = find_run(small_disk, run_id)
-    place = run.phase(0 if phase == "evaluate" else 1, phase)
+    place = run.phase(1, phase)
     wait_until(lambda: place.events.exists(), 400)  # the phase has begun
     fill(small_disk)
     status, error = wait_for_end(small_disk, run_id, 400)

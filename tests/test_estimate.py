@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
-from workbench import checkpoints, checks, compare, preflight
+from workbench import checkpoints, checks, compare, memory, preflight
 from workbench.commands import phase_command, phase_environment
 from workbench.config import AnalyzeConfig, EngineConfig, SftConfig
 from workbench.estimate import GENERATING, TRAINING, estimate
@@ -154,6 +154,19 @@ def test_hours_are_the_stated_arithmetic():
     assert saved.disk_gb["optimizer, while training"] == pytest.approx(28 * size / 1e9)
 
 
+@pytest.mark.parametrize(("has_bf16", "item", "optimizer"), [(True, 2, 12), (False, 4, 8)])
+def test_a_cpu_without_bf16_trains_in_fp32(monkeypatch, has_bf16, item, optimizer):
+    monkeypatch.setattr(memory, "cpu_has_bf16", lambda: has_bf16)
+    found, size = training(HALF, SftConfig(), on_gpu=False), HALF.num_parameters
+    assert [found.weights, found.gradients, found.optimizer] == pytest.approx(
+        [part * size / GIB for part in (item, item, optimizer)]
+    )
+    config = build_config(load_settings("qwen2.5-0.5b-gsm8k"), {"sft.zero": 0})
+    there = estimate(config, Machine((), 64.0, 1e4), "transformers").disk_gb["optimizer, while training"]
+    assert there == pytest.approx(2 * (item + 12) * size / 1e9)
+    assert training(HALF, SftConfig(), on_gpu=True).weights == pytest.approx(2 * size / GIB)
+
+
 def test_a_teacher_samples_and_one_behind_a_server_takes_nothing():
     config = build_config(load_settings("distill-qwen2.5-0.5b"))
     found = estimate(config, ROOMY, "vllm")
@@ -239,7 +252,7 @@ def test_adapters_on_weights_that_are_not_there_are_named_before_the_run_starts(
 def test_the_runs_of_a_comparison_must_fit_together(tmp_path, monkeypatch):
     """One run would fit; the first checkpoint, which all of a seed share, counts once."""
     configs = compare.arms(load_settings("pocket"), {}, ["vanilla", "mixture", "imm"], [0, 1])
-    need = [estimate(config, ROOMY, "transformers").disk_gb for config in configs]
+    need = [estimate(config, Machine((), 64.0, 1e4), "transformers").disk_gb for config in configs]
     each = need[0]["checkpoints"] / 3
     together = sum(n["checkpoints"] + n["solutions and answers"] for n in need) - 4 * each
     together += need[0]["optimizer, while training"]
@@ -339,9 +352,10 @@ def imported() -> float:
     [
         ({}, RETURNED, 1.25),
         ({"lora": {"rank": 16}}, RETURNED, 1.25),
+        ({}, {}, 1.5),
         ({"gradient_checkpointing": True}, {}, 1.5),
     ],
-    ids=["full, live bytes", "lora, live bytes", "checkpointing"],
+    ids=["full, live bytes", "lora, live bytes", "full", "checkpointing"],
 )
 def test_the_estimate_is_near_what_was_measured(tmp_path, imported, settings, environment, factor):
     """Less what the imports take. Seen: 1.08 and 1.09 of the live bytes; 1.05 to 1.33 of what malloc came to hold."""

@@ -165,14 +165,14 @@ def test_one_model_alone_and_the_same_pair_twice_on_the_page(finished_run, home)
         wait_until(lambda: comparisons.observed(place)["done"] or comparisons.observed(place)["error"])
         return place
 
-    places = [asked(sft), asked(sft, order="second"), asked(None)]
+    places = [asked(sft), asked(sft, order="second"), asked(sft, max_length=64), asked(None)]
     found = comparisons.frames(places[-1])
     assert len(found["importance"]) == 6 * 8 and found["weight_change"].empty and found["superficiality"].empty
     page = AppTest.from_file(str(ROOT / "pages" / "layers.py"), default_timeout=30).run()
     page.sidebar.toggle[0].set_value(True).run()
     assert not page.exception and not page.error
     assert len(page.get("bidi_component")) == 2
-    assert len(set(page.selectbox[0].options)) == 3
+    assert len(set(page.selectbox[0].options)) == 4
     assert any(label.endswith("num_examples 4 · order second") for label in page.selectbox[0].options)
     page.selectbox[0].set_value(places[0].comparison_id).run()
     assert not page.exception and len(page.get("bidi_component")) == 3

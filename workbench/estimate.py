@@ -108,7 +108,7 @@ def estimate(config: RunConfig, machine: Machine, kind: str) -> Estimate | None:
     phases = _Phases(config, shape, teacher, machine, kind, work)
     return Estimate(
         phases=phases.all(),
-        disk_gb=disk(config, shape, work),
+        disk_gb=disk(config, shape, work, on_gpu=bool(machine.gpus)),
         prompt_tokens=work.shots + work.question,
         context=min(teacher.context, memory.context_of(teacher, config.engine)) if kind == "vllm" else teacher.context,
         longest_example=phases.longest_example,
@@ -255,14 +255,15 @@ class _Phases:
         return PhaseEstimate(found, share * self.room, tokens, flops / (self.machine.peak[1] * 1e12) / 3600)
 
 
-def disk(config: RunConfig, shape: Shape, work: _Work) -> dict[str, float]:
+def disk(config: RunConfig, shape: Shape, work: _Work, *, on_gpu: bool) -> dict[str, float]:
     """GB that the run writes: what stays, and what is there for a while."""
     size, sft = shape.num_parameters, config.sft
     trained = shape.lora_parameters(sft.lora.rank, sft.lora.target_modules) if sft.lora else size
     per_checkpoint = shape.item_bytes * size
     adapters = config.iterations * 4 * trained if sft.lora else 0  # kept in fp32
     # Two at a time: the older goes when the newer is there. ZeRO-3 writes the gathered weights too.
-    saved = 2 * (2 * trained + 12 * trained + (2 * trained if sft.zero == 3 else 0))
+    item = memory.trained_item(on_gpu=on_gpu)
+    saved = 2 * trained * (item + 12 + (item if sft.zero == 3 else 0))
     states, analyze = 0, config.analyze
     if analyze.enabled:
         length = min(work.question + work.solution, analyze.max_length)

@@ -1,10 +1,11 @@
 """How much memory each phase takes at its peak, reckoned from a model's shape and the settings. Imports no torch.
 
 Bytes a trained weight: 2 (bf16) + 2 (bf16 gradient) + 12 (fp32 master and two Adam moments). For the update gradients
-are in fp32 too, a part at a time and when the activations are gone. A CPU without bf16 trains in fp32: 4 + 4 + 12.
-ZeRO splits what it splits over the processes. Lengths are the longest the settings allow, so batches of shorter
-examples take less. **None of it was checked against a GPU yet**; on a CPU the fine-tuning of the pocket model was
-(tests/test_estimate.py). What an engine that sleeps beside the training keeps of a GPU is not in it.
+are in fp32 too, a part at a time and when the activations are gone. A CPU without bf16 trains in fp32: 4 + 4 + 8, where
+the weights are their own master, with ZeRO 4 + 4 + 12. ZeRO splits what it splits over the processes. Lengths are the
+longest the settings allow, so batches of shorter examples take less. **None of it was checked against a GPU yet**; on a
+CPU the fine-tuning of the pocket model was (tests/test_estimate.py). What an engine that sleeps beside the training
+keeps of a GPU is not in it.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -57,6 +58,11 @@ class Memory:
         return Memory(**{field.name: copies * getattr(self, field.name) for field in fields(self)})
 
 
+def trained_item(*, on_gpu: bool) -> int:
+    """Bytes of a weight while it is trained: of bf16, or of fp32 on a CPU that has no bf16."""
+    return 2 if on_gpu or cpu_has_bf16() else 4
+
+
 def training(
     shape: Shape, sft: SftConfig, *, processes: int = 1, here: int = 1, on_gpu: bool, length: int | None = None
 ) -> Memory:
@@ -76,24 +82,24 @@ def _training_process(shape: Shape, sft: SftConfig, processes: int, on_gpu: bool
     trained = shape.lora_parameters(sft.lora.rank, sft.lora.target_modules) if sft.lora else everything
     adapters = trained if sft.lora else 0
     split = processes if sft.zero else 1
-    item = 2 if on_gpu or sft.zero or cpu_has_bf16() else 4
+    item = trained_item(on_gpu=on_gpu)
     weights = item * (everything + adapters) / (split if sft.zero == 3 else 1)
-    gradients, optimizer = item * trained / split, 12 * trained / split
+    gradients, optimizer = item * trained / split, (12 if sft.zero or item == 2 else 8) * trained / split
     # The weights are read before they are moved to the GPU; an adapter is folded in fp32, then bf16, when all is done.
     reading, folding = (0 if sft.zero else 2 if sft.lora else 4) * everything, (6 * everything if sft.lora else 0)
     other, offloaded = 0.0, 0.0
     if sft.zero:
-        other += 2 * (BUCKET if on_gpu else min(BUCKET, trained)) * (2 if sft.zero == 2 and on_gpu else 1)
+        other += item * (BUCKET if on_gpu else min(BUCKET, trained)) * (2 if sft.zero == 2 and on_gpu else 1)
     if sft.zero == 3:
-        other += 2 * min(everything, LIVE) * (1 if sft.offload == "all" else 1 - 1 / split)
+        other += item * min(everything, LIVE) * (1 if sft.offload == "all" else 1 - 1 / split)
     if sft.offload != "none":
         offloaded, gradients, optimizer = gradients + optimizer + 4 * trained / split, 0.0, 0.0
     if sft.offload == "all":
         offloaded, weights = offloaded + weights, 0.0
     active = activations(shape, sft.batch_size * length, length, checkpointing=sft.gradient_checkpointing, item=item)
     largest = max(shape.vocab * shape.hidden, shape.hidden * shape.intermediate)
-    update = 4 * (trained / split if sft.zero else min(trained, UPDATED_TOGETHER + largest)) * (item == 2)
-    active = max(active, update if sft.offload == "none" else 0)
+    at_once = trained / split if sft.zero else min(trained, UPDATED_TOGETHER + largest) if item == 2 else 0
+    active = max(active, 4 * at_once if sft.offload == "none" else 0)
     if not on_gpu:
         active = max((KEPT_WHEN_CHECKPOINTING if sft.gradient_checkpointing else KEPT_BY_MALLOC) * active, folding)
     sizes = [size / GIB for size in (weights, gradients, optimizer, active)]
@@ -104,9 +110,9 @@ def _training_process(shape: Shape, sft: SftConfig, processes: int, on_gpu: bool
 def kept_by_layer(shape: Shape, length: int, item: int = 2) -> int:
     """Bytes of one token that a layer keeps for its backward pass, with attention that keeps no scores.
 
-    Both norms' input in fp32, their result twice (8 h and 4 h entries); queries, keys and values with their heads
-    repeated, the attention's result twice (5 h); gate, up, activated gate, product (4 i); the mask over `length`
-    tokens. An entry has `item` bytes.
+    Both norms' input in fp32 (8 h bytes), and in entries of `item` bytes: their result twice (4 h); queries, keys and
+    values with their heads repeated, the attention's result twice (5 h); gate, up, activated gate, product (4 i); the
+    mask over `length` tokens.
     """
     entries = 4 * shape.hidden + 5 * shape.heads * shape.head_size + 4 * shape.intermediate + length
     return 8 * shape.hidden + item * entries

@@ -12,7 +12,7 @@ from workbench.config import DataConfig, MergeConfig, RunConfig, SftConfig
 from workbench.core.methods import checkpoints_kept
 from workbench.estimate import PhaseEstimate, estimate
 from workbench.machine import Machine, read_hosts, this_machine
-from workbench.memory import Memory
+from workbench.memory import Memory, trained_item
 from workbench.settings import build_config
 
 TRIED_GIB = 2.0
@@ -24,7 +24,7 @@ def problems(config: RunConfig, machine: Machine, kind: str, root: Path) -> list
     """A sentence for each phase that does not fit, and one for the disk; empty where all of it does."""
     found, said = estimate(config, machine, kind), [_hosts_sentence(config.sft), _adapters_sentence(config)]
     if found is None:
-        said.append(_disk_sentence("this run needs", config, machine, root, _sizes_by_weights(config)))
+        said.append(_disk_sentence("this run needs", config, machine, root, _sizes_by_weights(config, machine)))
     else:
         said += [_memory_sentence(config, machine, kind, phase, need) for phase, need in found.phases.items()]
         said.append(_disk_sentence("this run needs", config, machine, root, found.disk_gb))
@@ -45,7 +45,7 @@ def disk_problem(configs: Sequence[RunConfig], root: Path) -> str:
     machine, sizes, seen = this_machine(root), dict[str, float](), set[str]()
     for config in configs:
         found = estimate(config, machine, "transformers")  # the engine writes nothing
-        mine = dict(found.disk_gb if found else _sizes_by_weights(config))
+        mine = dict(found.disk_gb if found else _sizes_by_weights(config, machine))
         same = config.model_copy(update={"method": "imm", "merge": MergeConfig(), "data": DataConfig()})
         same = f"{same.model_dump_json()} {config.data.real_share}"
         if same in seen and mine:
@@ -167,15 +167,16 @@ def _training_changes(config: RunConfig, machine: Machine) -> Iterator[dict[str,
     yield lora | least
 
 
-def _sizes_by_weights(config: RunConfig) -> dict[str, float]:
+def _sizes_by_weights(config: RunConfig, machine: Machine) -> dict[str, float]:
     """GB on disk of a model that is here but of a kind whose shape is not known; nothing of one that is not here."""
     model = checkpoints.check_model(config.model)
     if model is None:
         return {}
     kept = checkpoints_kept(config.method, config.iterations, config.keep) * model.bytes
+    trained = trained_item(on_gpu=bool(machine.gpus))
     return {
         "checkpoints": kept / 1e9,
-        "optimizer, while training": 2 * (model.bytes + 12 * model.num_parameters) / 1e9,
+        "optimizer, while training": 2 * (trained + 12) * model.num_parameters / 1e9,
     }
 
 

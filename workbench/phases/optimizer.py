@@ -1,8 +1,8 @@
-"""AdamW for bf16 weights with an fp32 master copy.
+"""AdamW with an fp32 master copy of weights that may be bf16.
 
 The forward and backward pass run in bf16; the update is made on the master copy and rounded back, so
 that changes smaller than a bf16 step add up instead of vanishing. On a CPU this is several times
-faster than autocast, which converts every weight at every use.
+faster than autocast, which converts every weight at every use. Weights that are fp32 are their own master.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -24,13 +24,14 @@ from workbench.checkpoints import describe
 from workbench.events import Emit
 from workbench.jobs import SftJob
 from workbench.phases.process import main
-from workbench.phases.trainer import compute_dtype, make_trainer, zero_stage
+from workbench.phases.trainer import COMPUTE, make_trainer, zero_stage
 from workbench.phases.training_data import Example, too_few_worked, training_examples
 from workbench.rundir import PhaseDir, last_complete, read_json, write_json
 
 logger = logging.getLogger(__name__)
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """As safetensors names them."""
+DTYPE = str(COMPUTE).removeprefix("torch.")
 
 
 def run(job: SftJob, place: PhaseDir, emit: Emit) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def fine_tune(job: SftJob, place: PhaseDir, emit: Emit, examples: Sequence[Examp
         "num_steps": trainer.state.global_step,
         "loss": history[-1] if history else None,
         "num_processes": trainer.args.world_size,
-        "dtype": str(compute_dtype(job.sft)).removeprefix("torch."),
+        "dtype": DTYPE,
         "zero_stage": zero_stage(trainer),
         "num_parameters": written.num_parameters,
         "bytes": written.bytes,
@@ -85,7 +86,7 @@ def fine_tune(job: SftJob, place: PhaseDir, emit: Emit, examples: Sequence[Examp
 
 def forget_other_training(scratch: Path, job: SftJob, processes: int) -> None:
     """Remove the optimizer checkpoints that another job has left, as one with other settings; note whose come now."""
-    mine = {"job": job.model_dump(mode="json", exclude={"threads"}), "processes": processes}
+    mine = {"job": job.model_dump(mode="json", exclude={"threads"}), "processes": processes, "dtype": DTYPE}
     noted = scratch / "training.json"
     if last_complete(scratch) and read_json(noted) != mine:
         logger.warning("its settings have changed since it was interrupted: fine-tuning begins anew")

@@ -22,6 +22,9 @@ from workbench.phases.training_data import Example, packed, padded
 from workbench.rundir import PhaseDir
 
 ON_GPU = torch.cuda.is_available()
+IN_BF16 = ON_GPU or cpu_has_bf16()
+COMPUTE = torch.bfloat16 if IN_BF16 else torch.float32
+"""What weights and activations are in: bf16, but on a CPU that has no instructions for it, and is slow in it."""
 
 
 class MasterTrainer(Trainer):
@@ -51,16 +54,11 @@ def make_trainer(job: SftJob, place: PhaseDir, emit: Emit, examples: Sequence[Ex
     return trainer
 
 
-def compute_dtype(sft: SftConfig) -> torch.dtype:
-    """What weights and activations are in: bf16, which DeepSpeed is always told; fp32 on a CPU that has no bf16."""
-    return torch.bfloat16 if sft.zero or ON_GPU or cpu_has_bf16() else torch.float32
-
-
 def load(job: SftJob) -> PreTrainedModel | PeftModel:
     """The start checkpoint, with adapters where the config wants them."""
     sft = job.sft
     # Without ZeRO, fp32 until the optimizer has copied its masters; adapters leave the weights as they are.
-    dtype = compute_dtype(sft) if sft.zero or sft.lora else torch.float32
+    dtype = COMPUTE if sft.zero or sft.lora else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         job.start.path, dtype=dtype, trust_remote_code=job.trust_remote_code, use_safetensors=True
     )
@@ -98,13 +96,13 @@ def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
 
 
 def master_optimizer(model: torch.nn.Module, sft: SftConfig) -> MasterAdamW:
-    """Turn the weights into bf16 where that can be calculated in, with an fp32 master copy in the optimizer."""
+    """Turn the weights into `COMPUTE`, with an fp32 master copy in the optimizer."""
     if ON_GPU:
         model.cuda()  # before the optimizer copies the weights
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    masters = [weight.detach().float().clone() for weight in trained]
+    masters = [weight.detach().float() for weight in trained]  # in fp32 the weights themselves
     for weight in model.parameters():  # not the buffers: rotary frequencies in bf16 turn late positions by radians
-        weight.data = weight.data.to(compute_dtype(sft))
+        weight.data = weight.data.to(COMPUTE)
     return MasterAdamW(trained, sft.learning_rate, sft.weight_decay, masters)
 
 
@@ -114,7 +112,7 @@ def training_arguments(job: SftJob, place: PhaseDir) -> TrainingArguments:
     extra: dict[str, Any] = {}
     if sft.zero:
         _open_process_group()
-        extra = {"deepspeed": deepspeed_config(sft), "bf16": True, "weight_decay": sft.weight_decay}
+        extra = {"deepspeed": deepspeed_config(sft), "bf16": IN_BF16, "weight_decay": sft.weight_decay}
         extra["accelerator_config"] = {"use_configured_state": True}
     return TrainingArguments(
         output_dir=str(place.path / "trainer"),
@@ -158,7 +156,7 @@ def deepspeed_config(sft: SftConfig) -> dict[str, Any]:
     """
     zero: dict[str, Any] = {"stage": sft.zero, "overlap_comm": ON_GPU, "contiguous_gradients": True}
     config: dict[str, Any] = {
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": IN_BF16},
         "zero_optimization": zero,
         "gradient_clipping": "auto",
         "gradient_accumulation_steps": "auto",
