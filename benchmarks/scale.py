@@ -38,7 +38,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 out = Console()
 SMALL = {
     "iterations": 1, "threads": 1, "engine.kind": "transformers", "sample.max_new_tokens": 64,
-    "evaluate.max_new_tokens": 64, "analyze.num_examples": 16,
+    "evaluate.max_new_tokens": 64, "evaluate.num_samples": 0, "analyze.num_examples": 16,
 }  # fmt: skip
 PHASES = ("evaluate 0", "sample 1", "sft 1", "merge 1", "evaluate 1", "analyze 1")
 CONTESTANTS = {"this machine": None, "Ray, 1 copy": 1, "Ray, 2 copies": 2}
