@@ -107,7 +107,7 @@ def _training_process(shape: Shape, sft: SftConfig, processes: int, on_gpu: bool
     return Memory(*sizes, other=other / GIB + RUNTIME_GIB), host / GIB
 
 
-def kept_by_layer(shape: Shape, length: int, item: int = 2) -> int:
+def kept_by_layer(shape: Shape, length: int, item: int) -> int:
     """Bytes of one token that a layer keeps for its backward pass, with attention that keeps no scores.
 
     Both norms' input in fp32 (8 h bytes), and in entries of `item` bytes: their result twice (4 h); queries, keys and
@@ -118,7 +118,7 @@ def kept_by_layer(shape: Shape, length: int, item: int = 2) -> int:
     return 8 * shape.hidden + item * entries
 
 
-def activations(shape: Shape, tokens: int, length: int, *, checkpointing: bool, item: int = 2) -> float:
+def activations(shape: Shape, tokens: int, length: int, *, checkpointing: bool, item: int) -> float:
     """Bytes of so many tokens at the peak of the backward pass, in sequences of `length`.
 
     The loss has three fp32 copies of the logits at once (12 v); a layer's backward pass makes about a third of what

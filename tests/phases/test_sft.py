@@ -92,7 +92,7 @@ def test_nothing_kept_is_a_clear_error(tmp_path):
 def killed(place: PhaseDir) -> PhaseDir:
     """The phase, killed once its first optimizer checkpoint is there."""
     process = spawn(place)
-    wait_until(lambda: sft.last_complete(place.path / "trainer") or process.poll() is not None, 240)
+    wait_until(lambda: sft.last_complete(place.path / "trainer") or process.poll() is not None, 120)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not place.result.exists() and sft.last_complete(place.path / "trainer"), place.log.read_text()
