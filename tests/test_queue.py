@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
 import pytest
 
 from tests.conftest import small_config, wait_for_end, wait_until
-from workbench import alerts, launch, processes, queue_rows, queueing, store
+from workbench import alerts, compare, launch, processes, queue_rows, queueing, store
 from workbench.place import take_place
 from workbench.rundir import find_run, read_json, store_path, write_json
 from workbench.supervisor import Supervisor
@@ -80,17 +81,15 @@ def paused(home):
 
 
 def test_a_double_click_starts_one_run(paused):
-    found = []
-    clicks = [
-        threading.Thread(target=lambda: found.append(launch.launch(small_config(), paused, once_s=5))) for _ in range(4)
-    ]
-    for click in clicks:
-        click.start()
-    for click in clicks:
-        click.join()
+    with ThreadPoolExecutor(4) as clicks:
+        found = list(clicks.map(lambda _: launch.launch(small_config(), paused, once_s=5), range(4)))
     assert len(set(found)) == 1 and line(paused) == found[:1]
     assert launch.launch(small_config(seed=1), paused, once_s=5) != found[0]
     assert launch.launch(small_config(), paused) != found[0]
+    pair = [small_config(seed=seed) for seed in (2, 3)]
+    both = compare.launch_all(pair, paused, once_s=5)
+    assert compare.launch_all(pair, paused, once_s=5) == both and len(set(both)) == 2
+    assert not {*compare.launch_all(pair, paused)} & {*both}
 
 
 def test_order_priority_and_moving(paused):

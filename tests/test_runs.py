@@ -2,13 +2,14 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import psutil
 import pytest
 
 from tests.conftest import small_config, wait_for_end, wait_until
-from workbench import launch, machine, store
+from workbench import checks, launch, machine, store
 from workbench.rundir import find_run, read_json, store_path, write_json
 from workbench.settings import build_config
 
@@ -131,6 +132,16 @@ def test_too_little_disk_is_said_in_gb(home, monkeypatch):
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**7}))
     with pytest.raises(ValueError, match=r"needs 0\.[12] GB \(checkpoints .*\) and 0\.0 GB are free"):
         launch.launch(small_config(), home)
+
+
+def test_sessions_of_one_app_do_not_take_each_others_scratch_files(tmp_path):
+    def session(number: int) -> None:
+        checks.check_writable(tmp_path)
+        write_json(tmp_path / "status.json", {"number": number})
+
+    with ThreadPoolExecutor(8) as sessions:
+        list(sessions.map(session, range(400)))
+    assert [path.name for path in tmp_path.glob("*.json")] == ["status.json"] and not list(tmp_path.glob(".*"))
 
 
 def test_an_unwritable_home_is_named(tmp_path):

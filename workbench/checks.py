@@ -1,8 +1,8 @@
 """What would make a run fail, said before it starts; nothing here imports torch."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from workbench import checkpoints, preflight
 from workbench.config import RayConfig, RunConfig, SftConfig, TeacherConfig
@@ -41,7 +41,7 @@ def findings(config: RunConfig, root: Path) -> tuple[list[str], list[str]]:
         *([(config.ray, _check_cluster)] if config.on == "ray" else []),
         (config.sft, _check_training),
         (config, _check_prompts),
-        (root, _check_writable),
+        (root, check_writable),
     ]:
         try:
             test(value)
@@ -161,13 +161,11 @@ def _check_test(source: TaskSource) -> None:
     check_source(source, "test")
 
 
-def _check_writable(root: Path) -> None:
+def check_writable(root: Path) -> None:
     """Raise ValueError where runs cannot be written."""
     try:
         (root / "runs").mkdir(parents=True, exist_ok=True)
-        probe = root / "runs" / f".probe-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        TemporaryFile(dir=root / "runs").close()
     except OSError as error:
         raise ValueError(
             f"cannot write to {root}: {error.strerror}; set WORKBENCH_HOME to a directory you can write"

@@ -68,6 +68,7 @@ def launch_all(configs: Sequence[RunConfig], root: Path, *, once_s: float = 0.0)
     Raises:
         ValueError: what makes one of them impossible.
     """
+    since = time.time() - once_s
     for config in configs:
         if problems := check(config, root):
             raise ValueError(f"{arm_of(config)}, seed {config.seed}: {problems[0]}")
@@ -75,7 +76,7 @@ def launch_all(configs: Sequence[RunConfig], root: Path, *, once_s: float = 0.0)
         raise ValueError(problem)
     if configs and configs[0].on == "ray":  # they differ in nothing that a cluster has or has not
         launch.look_around(configs[0], root)
-    return [launch.launch(config, root, once_s=once_s, looked=True) for config in configs]
+    return launch.enqueue(configs, root, since=since if once_s else None)
 
 
 def arm_of(config: RunConfig) -> str:

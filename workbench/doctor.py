@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import psutil
@@ -69,8 +70,7 @@ def _home(root: Path) -> list[Finding]:
     cure = "" if free > ROOM_GB else "free some space, or set WORKBENCH_HOME elsewhere"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        (root / ".probe").touch()
-        (root / ".probe").unlink()
+        TemporaryFile(dir=root).close()
         home = Finding("home", "ok", str(root))
     except OSError as error:
         home = Finding("home", "bad", f"{root}: {error.strerror}", "set WORKBENCH_HOME to a directory you can write")

