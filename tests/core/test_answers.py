@@ -1,6 +1,8 @@
 """Finding and grading final answers."""
 
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
@@ -189,12 +191,44 @@ def test_boxes_may_nest_and_lack_braces():
 
 
 def test_a_hostile_expression_costs_its_time_limit_and_no_more(monkeypatch):
-    monkeypatch.setattr(symbolic, "TIMEOUT_S", 1.0)
     assert symbolic.symbolically_equal("x + x", "2x")
     began = time.monotonic()
-    assert not symbolic.symbolically_equal("9^{9^{9^{9^{9}}}}", "9^{9^{9^{9}}} + 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(symbolic, "TIMEOUT_S", 1.0)
+        assert not symbolic.symbolically_equal("9^{9^{9^{9^{9}}}}", "9^{9^{9^{9}}} + 1")
     assert time.monotonic() - began < 10
     assert symbolic.symbolically_equal("y + y", "2y")
+
+
+def test_workers_are_used_again_by_the_threads_of_the_next_pool():
+    before = len(symbolic._all)
+    for first in (2, 12, 22):
+        with ThreadPoolExecutor(2) as pool:
+            equal = pool.map(lambda n: symbolic.symbolically_equal(f"{n}x + x", f"{n + 1}x"), range(first, first + 9))
+            assert all(equal)
+    assert len(symbolic._all) <= max(before, 2)
+
+
+def test_a_worker_that_is_killed_costs_no_answer(monkeypatch):
+    assert symbolic.symbolically_equal("a + a", "2a")
+    exchange, doomed = symbolic._exchange, symbolic._idle[-1]
+
+    def killing(worker, *arguments):
+        if worker is doomed:
+            worker.kill()
+            worker.wait()
+        return exchange(worker, *arguments)
+
+    monkeypatch.setattr(symbolic, "_exchange", killing)
+    assert symbolic.symbolically_equal("b + b", "2b")
+    assert doomed not in symbolic._all
+
+
+def test_a_grader_that_cannot_start_is_said_and_grades_nothing_wrong(monkeypatch):
+    monkeypatch.setattr(symbolic, "_idle", deque())
+    monkeypatch.setattr(symbolic.sys, "executable", "/bin/false")
+    with pytest.raises(ChildProcessError, match="math-verify, .* does not start"):
+        symbolic.symbolically_equal("7z + z", "8z")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +236,7 @@ def test_a_hostile_expression_costs_its_time_limit_and_no_more(monkeypatch):
     ["9" * 6000, "1 " * 9000, "\n" * 9000, "(A) " * 9000, "\\boxed{" * 3000, "1/" * 9000, "$" * 9000, "x is " * 3000],
 )
 def test_rambling_is_graded_at_once(text):
+    assert symbolic.symbolically_equal("1", "1 + 0"), "a worker has started"
     began = time.monotonic()
     for answer_format in ("number", "math", "choice"):
         assert not grade(f"The answer is {text}.", "5", answer_format).is_correct

@@ -1,17 +1,18 @@
 """Equality of answers that are no plain numbers: as they are written, else as expressions by math-verify.
 
 math-verify works in processes of its own with a time limit: one hostile expression can keep a computer algebra
-system busy for ever; here it costs `TIMEOUT_S`, the process is replaced, and the pair counts as not equal. Each
-thread that asks has a process of its own, so threads compare side by side. Pairs go over pipes as JSON lines.
+system busy for ever; here it costs `TIMEOUT_S`, the process is replaced, and the pair counts as not equal. Threads
+that ask at once have a process each, which others use after them. Pairs go over pipes as JSON lines.
 """
 
 import atexit
+import contextlib
 import json
 import re
 import select
 import subprocess
 import sys
-import threading
+from collections import deque
 from functools import lru_cache
 
 TIMEOUT_S = 5.0
@@ -41,7 +42,8 @@ MEMBER = re.compile(r"^[a-z]\s*\\in\s*(?=[\[(])")
 EITHER = re.compile(r"(?<=[\])])\s*U\s*(?=[\[(])|\s*\\cup\s*|\s+or\s+|\\lor|\\vee")
 INFINITE = re.compile(r"(?<![a-zA-Z\\])(?:oo|inf(?:inity|ty)?)(?![a-zA-Z])|∞")
 BEYOND = re.compile(r"^[a-z]\s*(<=?|>=?|≤|≥|\\[lg]eq?(?![a-z])|\\[lg]t(?![a-z]))\s*([^<>≤≥]+)$")
-_mine = threading.local()
+_idle: deque[subprocess.Popen] = deque()
+"""The processes that nobody asks just now."""
 _all: set[subprocess.Popen] = set()
 
 
@@ -108,14 +110,6 @@ def second_opinion(text: str, reference: str, answer_format: str) -> tuple[str |
     return tuple(found) if found else (None, False)
 
 
-def close() -> None:
-    """End this thread's worker; the next comparison starts another."""
-    worker = getattr(_mine, "worker", None)
-    if worker is not None:
-        _end(worker)
-        _mine.worker = None
-
-
 @atexit.register
 def _end_all() -> None:
     for worker in list(_all):
@@ -129,22 +123,61 @@ def _end(worker: subprocess.Popen) -> None:
 
 
 def _ask(question: list[str]) -> object:
-    """What this thread's worker says; None where it takes too long or dies of the question."""
-    worker = getattr(_mine, "worker", None)
-    try:
-        if worker is None:
-            worker = _mine.worker = subprocess.Popen(
-                [sys.executable, "-m", "workbench.core.symbolic"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-            _all.add(worker)
-            _exchange(worker, ["equal", "1", "1"], START_TIMEOUT_S)  # importing takes longer than comparing
-        return _exchange(worker, question, TIMEOUT_S)
-    except (TimeoutError, BrokenPipeError, ValueError):
-        close()
-        return None
+    """What a process says; None where it takes too long, or two of them die.
+
+    Raises:
+        ChildProcessError: none can be started.
+    """
+    for _ in range(2):  # what killed the first need not be the question
+        worker = _take()
+        try:
+            said = _exchange(worker, question, TIMEOUT_S)
+        except TimeoutError:
+            _end(worker)
+            return None
+        except (BrokenPipeError, ValueError):
+            _end(worker)
+        except BaseException:  # as Ctrl-C: what it still says would be taken for the next answer
+            _end(worker)
+            raise
+        else:
+            _idle.append(worker)
+            return said
+    return None
+
+
+def _take() -> subprocess.Popen:
+    """A process that nobody asks, or a new one."""
+    while _idle:
+        with contextlib.suppress(IndexError):  # another thread took it
+            worker = _idle.pop()
+            if worker.poll() is None:
+                return worker
+            _end(worker)
+    return _start()
+
+
+def _start() -> subprocess.Popen:
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "workbench.core.symbolic"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    _all.add(worker)
+    try:  # its first comparison takes longer than others
+        _exchange(worker, ["equal", "x + x", "2x"], START_TIMEOUT_S)
+    except (TimeoutError, BrokenPipeError, ValueError) as error:
+        _end(worker)
+        raise ChildProcessError(
+            "math-verify, which compares answers that are no plain numbers, does not start; to see why: "
+            """echo '["equal", "x + x", "2x"]' | python -m workbench.core.symbolic"""
+        ) from error
+    except BaseException:
+        _end(worker)
+        raise
+    return worker
 
 
 def _exchange(worker: subprocess.Popen, question: list[str], timeout_s: float) -> object:
