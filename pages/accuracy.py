@@ -215,9 +215,9 @@ def view(runs: pd.DataFrame, chosen: list[str]) -> None:
 
 st.title("Accuracy")
 known = screen.attempt(lambda: store.runs_frame(DB))
-if known is None or known.empty:
+if known is not None and known.empty:
     st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
-else:
-    picked = pick_runs(known)
+elif known is not None:
+    picked = screen.attempt(lambda: pick_runs(known))
     if picked:
         st.fragment(lambda: screen.attempt(lambda: view(known, picked)), run_every=10)()

@@ -70,7 +70,9 @@ def measure(lab: LabDir, chosen: dict) -> None:
     merge = screen.attempt(lambda: merge_config({k: v for k, v in chosen.items() if k != "seed"}))
     if ask.button("Evaluate this merge", type="primary", width="stretch", disabled=merge is None):
         wanted = [(merge, int(chosen["seed"]) + n) for n in range(num_seeds)] + [(BASE, 0), (SFT, 0)]
-        have = merges.measured(store.merges_frame(DB, lab.lab_id), num_questions)
+        have = screen.attempt(lambda: merges.measured(store.merges_frame(DB, lab.lab_id), num_questions))
+        if have is None:
+            return
         asked = [
             Point(merge=m, seed=s, num_questions=num_questions, beside=share)
             for m, s in {point_id(m, s): (m, s) for m, s in wanted if point_id(m, s) not in have}.values()

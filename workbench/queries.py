@@ -10,7 +10,7 @@ from workbench import store
 
 MAX_ROWS = 10_000
 MAX_MIB = 64
-TIMEOUT_S = 10.0
+TIMEOUT_S = store.QUERY_S
 EXAMPLES = {
     "Accuracy by checkpoint": """\
 -- of the newest run: per cent, with the 95 % Wilson interval and n

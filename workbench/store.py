@@ -13,9 +13,20 @@ import pandas
 from pandas import DataFrame
 
 from workbench.recording import catch_up, held_by, ingest, mended, prepare, rebuild
-from workbench.storefile import SCHEMA, VERSION, StoreBusy, StoreDamaged, StoreNewer, connect, is_damage, version_of
+from workbench.storefile import (
+    QUERY_S,
+    SCHEMA,
+    VERSION,
+    StoreBusy,
+    StoreDamaged,
+    StoreNewer,
+    connect,
+    is_damage,
+    version_of,
+)  # fmt: skip
 
 __all__ = [
+    "QUERY_S",
     "SCHEMA",
     "StoreBusy",
     "StoreDamaged",
