@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pandas import DataFrame
 
 from workbench import checkpoints
@@ -99,9 +100,13 @@ def ask(root: Path, job: AnalyzeJob) -> Comparison:
     new = None if job.trust_remote_code else {"trust_remote_code"}  # it came later, and names stay what they were
     name = sha256(job.model_dump_json(exclude=new).encode()).hexdigest()[:12]
     place = find(root, name)
-    if not place.result.exists() and not is_alive(place):
-        write_json(place.job, job.model_dump(mode="json"))
-        start_detached("workbench.phases.compare", place)
+    if place.result.exists():
+        return place
+    place.path.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.path / ".ask.lock"):
+        if not is_alive(place):
+            write_json(place.job, job.model_dump(mode="json"))
+            start_detached("workbench.phases.compare", place)
     return place
 
 

