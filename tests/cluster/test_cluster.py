@@ -24,6 +24,7 @@ pytestmark = [
 ]
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 checks = pytest.importorskip("workbench.cluster.checks")
+client = pytest.importorskip("workbench.cluster.client")
 ROW_KEYS = ("checkpoint_id", "task", "question_id", "sample", "text", "is_correct", "kept")
 MOMENT_S = 600.0
 
@@ -199,6 +200,11 @@ def test_what_the_cluster_lacks_is_said_before_anything_is_queued(nodes, home):
     with pytest.raises(ValueError, match=r"no Ray dashboard answers at http://127.0.0.1:9 .*must be open from here"):
         launch.launch(config_for(**{"on": "ray", "ray.address": "http://127.0.0.1:9"}), home)
     assert not list((home / "runs").glob("2*"))
+
+
+def test_a_cluster_that_was_named_goes_before_that_of_the_environment(nodes, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
+    assert client.client(nodes.dashboard).list_jobs() is not None
 
 
 def node(address="10.0.0.1", **changes) -> dict:

@@ -1,13 +1,11 @@
 """A run as a job of a Ray cluster: submitted, followed, stopped (Ray Jobs API), from wherever it was launched."""
 
-import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import requests
+from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from workbench.redact import redacted
@@ -21,6 +19,13 @@ ANSWER_S = 30.0
 
 class Jobs(JobSubmissionClient):
     """Ray's client, which here never waits for ever and has one word for a cluster that does not answer."""
+
+    def __init__(self, address: str) -> None:
+        if address == "auto":
+            super().__init__(address)
+        else:  # JobSubmissionClient's own would take RAY_ADDRESS of the environment before the address it is given
+            SubmissionClient.__init__(self, address)
+            self._check_connection_and_version("2.0")
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         try:
@@ -36,21 +41,9 @@ def client(address: str) -> Jobs:
         ConnectionError: nobody answers there, or no Ray.
     """
     try:
-        with _own_address(address):
-            return Jobs(address)
+        return Jobs(address)
     except (ValueError, KeyError, RuntimeError) as error:  # another server, which speaks otherwise
         raise ConnectionError(f"what answers at {address} is no Ray dashboard ({error})") from error
-
-
-@contextmanager
-def _own_address(address: str) -> Iterator[None]:
-    """Ray puts these variables before an address that it was given."""
-    names = () if address == "auto" else ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
 
 
 def entrypoint(module: str, *arguments: str) -> str:
