@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT, SMALL, wait_for_end
-from workbench import arms, compare, store
+from workbench import arms, compare, machine, store
 from workbench.cli import app
 from workbench.core.statistics import crossed_bootstrap, wilson_interval
 from workbench.plan import phases_of, plan
@@ -217,6 +218,18 @@ def test_real_and_mixed_are_held_against_samples_alone():
 def test_what_cannot_be_compared_is_one_sentence_and_nothing_starts(home, arguments, said):
     result = CliRunner().invoke(app, ["compare", *arguments])
     assert said in str(result.exception) and isinstance(result.exception, ConfigError | ValueError)
+    assert not list(home.glob("runs/*/config.json"))
+
+
+def test_what_a_comparison_takes_is_said_before_it_starts(home, monkeypatch):
+    monkeypatch.setattr(machine, "_all_gpus", lambda: ())
+    words = ["compare", "--preset", "llama2-7b-gsm8k", "--methods", "vanilla,imm", "--seeds", "0,1", "--dry-run"]
+    right, wrong = (CliRunner().invoke(app, words + more) for more in ([], ["--set", "train_task=nowhere"]))
+    assert right.exit_code == 0, right.output
+    rows = [re.findall(r"[\w.]+", line) for line in right.output.splitlines() if re.search(r"^ *(vanilla|imm) ", line)]
+    assert [row[:2] for row in rows] == [["vanilla", "0"], ["imm", "0"], ["vanilla", "1"], ["imm", "1"]]
+    assert all(float(hours) > 1 and float(size) > 10 for _, _, hours, size in rows)
+    assert wrong.exit_code == 2 and "imm, seed 1): no task 'nowhere'" in wrong.output
     assert not list(home.glob("runs/*/config.json"))
 
 

@@ -63,7 +63,9 @@ def _told_apart(config: RunConfig, name: str, methods: Sequence[str], real_share
 
 
 def launch_all(configs: Sequence[RunConfig], root: Path, *, once_s: float = 0.0) -> list[str]:
-    """Launch every run of a comparison, or none; their ids. With `once_s`, a double click launches them once.
+    """Launch every run of a comparison, or none where one could not go well; their ids.
+
+    With `once_s`, a double click launches them once.
 
     Raises:
         ValueError: what makes one of them impossible.

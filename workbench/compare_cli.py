@@ -1,6 +1,7 @@
 """The command `compare`: several methods on the same seeds, in one table at the end."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from workbench import arms, charts, compare, launch, queueing, rundir
+from workbench import arms, charts, compare, launch, preflight, queueing, rundir
+from workbench import dry_run as planning
+from workbench.config import RunConfig
 from workbench.settings import ConfigError, load_settings, parse_assignments
 
 out = Console(highlight=False)
@@ -22,6 +25,7 @@ def run_comparison(
     preset: Annotated[str, typer.Option(help="A shipped preset, or a TOML or JSON file of settings.")] = "pocket",
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     detach: Annotated[bool, typer.Option(help="Do not follow the runs; print their ids.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Start nothing; check it, print its cost.")] = False,
 ) -> None:
     """Queue a run for each method and seed; they share the base's samples. Ctrl-C ends the following alone."""
     root = rundir.home()
@@ -30,12 +34,40 @@ def run_comparison(
     if taken := {"method", "seed", "group"} & wanted.keys():
         raise ConfigError(f"{min(taken)} cannot be --set in a comparison, which goes by --methods and --seeds")
     configs = compare.arms(settings, wanted, _words(methods), compare.numbers(seeds))
+    if dry_run:
+        raise typer.Exit(_print_plan(configs, root))
     run_ids = compare.launch_all(configs, root)
     out.print(f"comparison {configs[0].group}: {len(run_ids)} runs")
     for run_id, config in zip(run_ids, configs, strict=True):
         out.print(f"{run_id}  {compare.arm_of(config)}, seed {config.seed}")
     if not detach and not _follow(root, run_ids):
         raise typer.Exit(1)
+
+
+def _print_plan(configs: Sequence[RunConfig], root: Path) -> int:
+    """What each run would take; the exit code: 0, or 2 where one of them could not go well."""
+    found = [planning.report(config, None, root) for config in configs]
+    machine, wrong = found[0]["machine"], any(one["problems"] for one in found)
+    if not wrong and (machine["is_meant"] or configs[0].on == "ray"):
+        found[0]["problems"] = list(filter(None, [preflight.disk_problem(configs, root)]))
+    for one in found[1:]:
+        one["refused_here"] = []  # much the same for each, but for the memory that was free when it was asked
+    said: dict[tuple[str, str], list[str]] = {}
+    for config, one in zip(configs, found, strict=True):
+        for name in planning.SENTENCES:
+            for line in one[name]:
+                said.setdefault((name, line), []).append(f"{compare.arm_of(config)}, seed {config.seed}")
+    for (name, line), runs in said.items():
+        title, style = planning.SENTENCES[name]
+        of = f" ({'; '.join(runs)})" if name == "problems" and wrong else ""
+        out.print(f"{title}{of}: {line}", style=style, markup=False, soft_wrap=True)
+    table = Table("method", "seed", "GPU hours", "disk, GB", show_edge=False)
+    for config, about in zip(configs, (one["estimate"] for one in found), strict=True):
+        sizes = (f"{about['gpu_hours']:.1f}", f"{about['disk_gb']['total']:.1f}") if about else ("?", "?")
+        table.add_row(compare.arm_of(config), str(config.seed), *sizes)
+    out.print(table)
+    out.print(f"For {machine['planned_for']}; each as if alone: runs of one seed share the base's samples.")
+    return 2 if wrong or found[0]["problems"] else 0
 
 
 def _words(text: str) -> list[str]:

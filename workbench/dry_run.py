@@ -46,6 +46,13 @@ UNREAD = {
     "analyze.num_examples": "how many examples importance was measured on is not stated, nor is the norm of Eq. 4",
 }
 """Settings of which the paper is silent, or could not be read, and what their value rests on."""
+SENTENCES = {
+    "problems": ("Wrong", "red"),
+    "refused_here": ("Not on this machine", "yellow"),
+    "before_launch": ("Before launch", ""),
+    "notes": ("Note", "yellow"),
+}
+"""What is said in sentences, and how."""
 UNREAD_OF_TEACHER = "section 5.4 could not be read: teacher, students and train task are this workbench's choice"
 
 
@@ -228,9 +235,7 @@ def _unread(config: RunConfig) -> list[dict[str, Any]]:
 
 def _print(found: dict[str, Any], console: Console) -> None:
     """The report for people."""
-    for name, style in (("problems", "red"), ("refused_here", "yellow"), ("before_launch", ""), ("notes", "yellow")):
-        title = {"problems": "Wrong", "refused_here": "Not on this machine",
-                 "before_launch": "Before launch", "notes": "Note"}[name]  # fmt: skip
+    for name, (title, style) in SENTENCES.items():
         for line in found[name]:
             console.print(f"{title}: {line}", style=style, markup=False, soft_wrap=True)
     for what in ("model", "teacher"):
