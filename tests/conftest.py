@@ -51,7 +51,7 @@ def small_config(**changes) -> RunConfig:
     return build_config(load_settings("pocket"), SMALL | changes)
 
 
-def wait_until(condition, timeout_s: float = 240.0) -> None:
+def wait_until(condition, timeout_s: float = 600.0) -> None:
     """Wait for something to become true, and fail when it does not."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -59,7 +59,7 @@ def wait_until(condition, timeout_s: float = 240.0) -> None:
         time.sleep(0.05)
 
 
-def wait_for_end(root: Path, run_id: str, timeout_s: float = 240.0) -> tuple[str, str | None]:
+def wait_for_end(root: Path, run_id: str, timeout_s: float = 600.0) -> tuple[str, str | None]:
     """Wait until a run has ended; its status and error."""
     run = find_run(root, run_id)
     wait_until(lambda: launch.observed_status(run)[0] in launch.ENDED and not launch.is_alive(run), timeout_s)

@@ -23,7 +23,7 @@ from workbench.storefile import (
     connect,
     is_damage,
     version_of,
-)  # fmt: skip
+)
 
 __all__ = [
     "QUERY_S",

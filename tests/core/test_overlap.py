@@ -76,6 +76,7 @@ def test_no_near_duplicate_is_missed(numbers, place, other):
     assert (("x", "a", "near") in found) == is_near
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="abc 12+", max_size=30), max_size=8))
 def test_every_text_is_found_in_a_set_that_holds_it(drawn):
     named = {str(i): text for i, text in enumerate(drawn)}
