@@ -17,7 +17,7 @@ from workbench.events import Emit, cut_torn, event_log
 from workbench.jobs import Section, model_paths
 from workbench.phases.cost import Meter
 from workbench.redact import redact_output, redacted
-from workbench.rundir import ERROR, PhaseDir, write_json
+from workbench.rundir import ERROR, PhaseDir, flush, write_json
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job", bound=Section)
@@ -65,10 +65,11 @@ def run_phase(path: Path, job_type: type[Job], run: Callable[[Job, PhaseDir, Emi
             restore_inputs(job, emit)
             summary = run(job, place, emit)
         if is_first():
+            flush(place.path)
             ended = {"started_at": started, "ended_at": time.time(), "cost": meter.cost(summary), "summary": summary}
             write_json(place.result, {"phase": place.phase, "iteration": place.iteration} | ended)
     except Exception as error:
-        if not (disk.is_full(error) or isinstance(error, ValueError)):
+        if not (disk.is_full(error) or isinstance(error, ValueError | ChildProcessError)):
             raise
         logger.exception("the phase failed")
         if not disk.is_full(error):
