@@ -57,6 +57,11 @@ def curves(runs: pd.DataFrame, called: pd.DataFrame, accuracies: pd.DataFrame) -
             "Each method's latest checkpoint of an iteration (◆ merged, ■ SFT), mean over its seeds; OOD: mean over "
             "tasks. 95 % intervals by bootstrap over seeds and questions."
         )
+        if left_out := sorted({*called["run_id"]} - {*arms.counting(DB, called)["run_id"]}):
+            st.caption(
+                f"Not counted: {', '.join(left_out)}. Another run of the same method and seed has measured more, or it "
+                "failed or was stopped and other seeds went on; resume it to have it counted."
+            )
         with st.expander("The values of this chart (figures 6 and 7)"):
             st.dataframe(eval_charts.pooled_values(pooled), hide_index=True, key="pooled")
         return

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT, SMALL, wait_for_end
-from workbench import arms, compare, machine, store
+from workbench import arms, compare, machine, store, storefile
 from workbench.cli import app
 from workbench.core.statistics import crossed_bootstrap, wilson_interval
 from workbench.plan import phases_of, plan
@@ -131,6 +131,30 @@ def test_runs_with_other_settings_are_no_seeds_of_each_other(comparison):
     one = arms.arms_frame(store_path(root), run_ids[:1])
     twice = pd.concat([one, one.assign(run_id="20000101-copy")])
     assert arms.seeds_pooled(store_path(root), twice).equals(arms.seeds_pooled(store_path(root), one))
+
+
+def test_a_seed_that_failed_does_not_hide_the_others(comparison, tmp_path):
+    root, run_ids = comparison
+    db = shutil.copy(store_path(root), tmp_path / "workbench.duckdb")
+    with storefile.connect(db, read_only=False) as connection:
+        connection.execute(
+            "INSERT INTO runs SELECT * REPLACE ('other' AS run_id, 1 AS seed, 'failed' AS status) FROM runs "
+            "WHERE run_id = ?",
+            [run_ids[0]],
+        )
+        for table in ("evals", "outcomes"):  # of the base alone
+            connection.execute(
+                f"INSERT INTO {table} SELECT * REPLACE ('other' AS run_id) FROM {table} "
+                "WHERE run_id = ? AND checkpoint_id IN (SELECT checkpoint_id FROM evals WHERE kind = 'base')",
+                [run_ids[0]],
+            )
+    one, both = (arms.arms_frame(db, names) for names in (run_ids[:1], [run_ids[0], "other"]))
+    alone = arms.seeds_pooled(db, one)
+    assert arms.seeds_pooled(db, both).equals(alone) and set(alone["num_seeds"]) == {1} and len(alone) > 2
+    with storefile.connect(db, read_only=False) as connection:
+        connection.execute("UPDATE runs SET status = 'running' WHERE run_id = 'other'")
+    waiting = arms.seeds_pooled(db, both)
+    assert set(waiting["kind"]) == {"base"} and set(waiting["num_seeds"]) == {2}
 
 
 def test_accumulation_learns_from_earlier_iterations_too(comparison):

@@ -77,9 +77,10 @@ def seeds_pooled(db: Path, arms: DataFrame) -> DataFrame:
     """ID and mean OOD accuracy of each arm by iteration, over its seeds, each with n and interval.
 
     arms: `arms_frame`. Interval: bootstrap over seeds and questions (`core.statistics.crossed_bootstrap`).
-    Only what all seeds of an arm have measured is there; of runs with one seed the one that has measured most counts.
-    Columns as `domain_means`, with the arm as run_id, and num_seeds.
+    Only the runs that are `counting`, and what all of an arm's have measured. Columns as `domain_means`, with the arm
+    as run_id, and num_seeds.
     """
+    arms = counting(db, arms)
     answers = store.query(
         db,
         """
@@ -89,10 +90,6 @@ def seeds_pooled(db: Path, arms: DataFrame) -> DataFrame:
         """,
         [list(arms["run_id"])],
     ).merge(arms, on="run_id")
-    measured = answers["run_id"].value_counts()
-    arms = arms.assign(measured=arms["run_id"].map(measured).fillna(0)).sort_values(["measured", "run_id"])
-    arms = arms.drop_duplicates(["arm", "seed"], keep="last")
-    answers = answers[answers["run_id"].isin(arms["run_id"])]
     rows = []
     for key, mine in answers.groupby(["arm", "iteration", "kind", "domain"], sort=True):
         runs = sorted(arms.loc[arms["arm"] == key[0], "run_id"])
@@ -105,6 +102,27 @@ def seeds_pooled(db: Path, arms: DataFrame) -> DataFrame:
         about |= {"num_tasks": len(tasks), "num_seeds": len(runs), "n": sum(task.size for task in tasks)}
         rows.append(about | {"accuracy": mean, "ci_low": low, "ci_high": high})
     return DataFrame(rows)
+
+
+def counting(db: Path, arms: DataFrame) -> DataFrame:
+    """The rows of `arms_frame` that count when seeds are pooled.
+
+    Of runs with one seed that is the one that has measured most; none that failed or was stopped before what another
+    seed of its arm has measured.
+    """
+    about = store.query(
+        db,
+        """
+        SELECT run_id, status IN ('failed', 'stopped') AS gave_up,
+               (SELECT count(*) FROM outcomes o WHERE o.run_id = r.run_id AND o.sample = 0) AS measured
+        FROM runs r WHERE list_contains(?, run_id)
+        """,
+        [list(arms["run_id"])],
+    )
+    found = arms.merge(about, on="run_id").sort_values(["measured", "run_id"])
+    found = found.drop_duplicates(["arm", "seed"], keep="last")
+    is_short = found["gave_up"] & (found["measured"] < found.groupby("arm")["measured"].transform("max"))
+    return found.loc[~is_short, list(arms.columns)]
 
 
 def _by_seed(answers: DataFrame, runs: Sequence[str]) -> np.ndarray | None:
