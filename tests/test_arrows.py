@@ -175,7 +175,7 @@ MAY = {
     "app": {"access"},
     "access": set(),
     "paths": set(),
-    "queries": {"store"},
+    "queries": {"recording", "store", "storefile"},
     "query_charts": {"charts"},
 }
 

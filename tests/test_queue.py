@@ -232,7 +232,7 @@ def test_silence_and_alarms_are_told_once_to_a_webhook(home, monkeypatch, hook):
         watch.looked_at = -99.0
         watch.look([run])
     written = queueing.QueueDir.of(home).alerts
-    wait_until(lambda: written.exists() and len(written.read_text().splitlines()) == 2)
+    wait_until(lambda: written.exists() and len(written.read_text().splitlines()) == 2, 10)
     assert sorted(alert["kind"] for alert in got) == ["alarm", "stall"]
     assert any("r-1, iteration 1: They grow alike." == alert["text"] == alert["content"] for alert in got)
     assert alerts.Watch(home).told == watch.told, "a new supervisor does not tell it again"
@@ -257,8 +257,8 @@ def test_the_supervisor_goes_when_nobody_needs_it(home, monkeypatch):
     wait_until(lambda: status(home, run_id) == "running", 60)
     launch.stop(home, run_id)
     assert wait_for_end(home, run_id)[0] == "stopped"
-    wait_until(lambda: "nobody waits or works" in queueing.QueueDir.of(home).log.read_text())
-    wait_until(lambda: supervisor(home) is None)
+    wait_until(lambda: "nobody waits or works" in queueing.QueueDir.of(home).log.read_text(), 60)
+    wait_until(lambda: supervisor(home) is None, 60)
 
 
 def test_a_runner_that_cannot_start_is_a_failure_and_not_started_again(home, hook):

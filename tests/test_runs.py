@@ -158,7 +158,7 @@ def test_runner_is_its_own_session(home):
     pid = read_json(run.process)["pid"]
     assert os.getsid(pid) == pid != os.getsid(0)
     launch.stop(home, run_id)
-    wait_until(lambda: not psutil.pid_exists(pid))  # its parent, the supervisor, takes note
+    wait_until(lambda: not psutil.pid_exists(pid), 10)  # its parent, the supervisor, takes note
 
 
 def test_config_is_all_that_is_needed(finished_run):

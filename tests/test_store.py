@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from benchmarks.store import load, make_run
 from tests.conftest import ROOT, small_config, wait_for_end
-from workbench import charts, launch, store, storefile
+from workbench import charts, launch, queries, store, storefile
 from workbench.events import event_log
 from workbench.ingest import TABLES, read_run
 from workbench.processes import record_process
@@ -175,17 +175,17 @@ def test_query_reads_the_store_and_nothing_else(tmp_path, sql):
 def test_a_persons_query_is_one_select_on_the_store_within_its_limits(tmp_path, sql, why):
     began = time.monotonic()
     with pytest.raises(ValueError, match=why):
-        store.query_limited(tmp_path / "s.duckdb", sql, 10, 0.3)
+        queries.query_limited(tmp_path / "s.duckdb", sql, 10, 0.3)
     assert time.monotonic() - began < 3
-    assert store.query_limited(tmp_path / "s.duckdb", "SELECT 1 AS x", 10, 0.3)[0]["x"][0] == 1
+    assert queries.query_limited(tmp_path / "s.duckdb", "SELECT 1 AS x", 10, 0.3)[0]["x"][0] == 1
 
 
 def test_a_persons_query_says_whether_rows_were_cut_off(tmp_path):
     db = tmp_path / "s.duckdb"
     for rows, limit, is_cut in ((5000, 5000, False), (5000, 4999, True), (10**12, 3, True), (0, 3, False)):
-        frame, cut = store.query_limited(db, f"SELECT i FROM range({rows}) t(i)", limit, 5)
+        frame, cut = queries.query_limited(db, f"SELECT i FROM range({rows}) t(i)", limit, 5)
         assert (len(frame), cut, list(frame)) == (min(rows, limit), is_cut, ["i"])
-    assert not store.query_limited(db, "DESCRIBE runs", 100, 5)[1]
+    assert not queries.query_limited(db, "DESCRIBE runs", 100, 5)[1]
 
 
 def test_an_empty_home_gives_empty_frames(tmp_path):

@@ -1,16 +1,22 @@
 """What page SQL asks: one query under limits, the schema in words, and queries to begin with."""
 
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
+import pandas
 from pandas import DataFrame
 
 from workbench import store
+from workbench.recording import mended
+from workbench.storefile import QUERY_S, is_damage
 
 MAX_ROWS = 10_000
 MAX_MIB = 64
-TIMEOUT_S = store.QUERY_S
+TIMEOUT_S = QUERY_S
+NO_DISK = "temp_directory = ''"
 EXAMPLES = {
     "Accuracy by checkpoint": """\
 -- of the newest run: per cent, with the 95 % Wilson interval and n
@@ -95,12 +101,58 @@ def ask(db: Path, sql: str) -> tuple[DataFrame, bool]:
         ValueError: it cannot be answered, in one sentence.
     """
     try:
-        found, more = store.query_limited(db, sql.strip().rstrip(";"), MAX_ROWS, TIMEOUT_S)
+        found, more = query_limited(db, sql.strip().rstrip(";"), MAX_ROWS, TIMEOUT_S)
     except ValueError as error:
         raise ValueError(sentence(str(error))) from error
     if (size := found.memory_usage(deep=True).sum() / 2**20) > MAX_MIB:
         raise ValueError(f"the result has {size:.0f} MiB, and {MAX_MIB} are shown; choose fewer columns or rows")
     return found, more
+
+
+def query_limited(db: Path, sql: str, max_rows: int, timeout_s: float) -> tuple[DataFrame, bool]:
+    """The first rows of one SELECT that a person wrote, and whether there were more.
+
+    It reads the store and nothing else, is given up after `timeout_s`, and uses bounded memory and no disk.
+
+    Raises:
+        ValueError: not valid SQL, or not one SELECT, or it took too long or too much memory.
+        StoreBusy: the store cannot be had now; the message says why.
+    """
+    return mended(db, lambda: _query_limited(db, sql, max_rows, timeout_s))
+
+
+def _query_limited(db: Path, sql: str, max_rows: int, timeout_s: float) -> tuple[DataFrame, bool]:
+    with store.look(db, NO_DISK) as connection:
+        late = threading.Event()
+        timer = threading.Timer(timeout_s, lambda: (late.set(), connection.interrupt()))
+        try:
+            kinds = [statement.type for statement in connection.extract_statements(sql)]
+            if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
+                raise ValueError("the store answers one SELECT at a time (or EXPLAIN, DESCRIBE, SHOW, SUMMARIZE)")
+            timer.start()
+            return _first_rows(connection.execute(sql), max_rows)
+        except duckdb.Error as error:
+            if is_damage(error):
+                raise
+            if late.is_set():
+                raise ValueError(
+                    f"the query was given up after {timeout_s:g} s; ask for less, with WHERE or a smaller join"
+                ) from error
+            raise ValueError(str(error)) from error
+        finally:
+            timer.cancel()
+            if timer.is_alive():
+                timer.join()
+
+
+def _first_rows(result: duckdb.DuckDBPyConnection, max_rows: int) -> tuple[DataFrame, bool]:
+    """Up to `max_rows` rows of a result, and whether there are more; the rest is not fetched."""
+    chunks = [result.fetch_df_chunk()]
+    count = len(chunks[0])
+    while count <= max_rows and len(chunk := result.fetch_df_chunk()):
+        chunks.append(chunk)
+        count += len(chunk)
+    return pandas.concat(chunks, ignore_index=True).head(max_rows), count > max_rows
 
 
 def sentence(error: str) -> str:

@@ -1,7 +1,6 @@
 """The DuckDB store as the screen and notebooks see it: questions in, frames out. Each question is one short look."""
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,24 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pandas
 from pandas import DataFrame
 
 from workbench.recording import catch_up, held_by, ingest, mended, prepare, rebuild
-from workbench.storefile import (
-    QUERY_S,
-    SCHEMA,
-    VERSION,
-    StoreBusy,
-    StoreDamaged,
-    StoreNewer,
-    connect,
-    is_damage,
-    version_of,
-)
+from workbench.storefile import SCHEMA, VERSION, StoreBusy, StoreDamaged, StoreNewer, connect, is_damage, version_of
 
 __all__ = [
-    "QUERY_S",
     "SCHEMA",
     "StoreBusy",
     "StoreDamaged",
@@ -36,7 +23,6 @@ __all__ = [
     "held_by",
     "ingest",
     "query",
-    "query_limited",
     "rebuild",
 ]
 CONFINED = ("enable_external_access = false", "lock_configuration = true")
@@ -44,8 +30,6 @@ CONFINED = ("enable_external_access = false", "lock_configuration = true")
 BUCKETS = 500
 """Of a curve: about as many as a chart has pixels for."""
 _open_look: ContextVar[tuple[Path | None, duckdb.DuckDBPyConnection | None]] = ContextVar("look", default=(None, None))
-NO_DISK = "temp_directory = ''"
-"""And a person's, which may be a large one."""
 
 
 def query(db: Path, sql: str, parameters: list[Any] | None = None) -> DataFrame:
@@ -62,7 +46,7 @@ def _query(db: Path, sql: str, parameters: list[Any]) -> DataFrame:
     with contextlib.ExitStack() as stack:
         open_db, connection = _open_look.get()
         if open_db != db:
-            connection = stack.enter_context(_look(db))
+            connection = stack.enter_context(look(db))
         try:
             return connection.execute(sql, parameters).df()
         except duckdb.Error as error:
@@ -79,7 +63,7 @@ def one_look(db: Path) -> Iterator[None]:
         StoreBusy: the store cannot be had now; the message says why.
     """
     with contextlib.ExitStack() as stack:
-        token = _open_look.set((db, mended(db, lambda: stack.enter_context(_look(db)))))
+        token = _open_look.set((db, mended(db, lambda: stack.enter_context(look(db)))))
         try:
             yield
         finally:
@@ -87,7 +71,7 @@ def one_look(db: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _look(db: Path, *settings: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def look(db: Path, *settings: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A confined read-only connection to a store of this version: made or brought up to it first, where need be."""
     if not db.exists():
         raise StoreDamaged(f"there is no store {db}")
@@ -98,54 +82,8 @@ def _look(db: Path, *settings: str) -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
     if not is_current:
         prepare(db)
-        with _look(db, *settings) as connection:
+        with look(db, *settings) as connection:
             yield connection
-
-
-def query_limited(db: Path, sql: str, max_rows: int, timeout_s: float) -> tuple[DataFrame, bool]:
-    """The first rows of one SELECT that a person wrote, and whether there were more.
-
-    It reads the store and nothing else, is given up after `timeout_s`, and uses bounded memory and no disk.
-
-    Raises:
-        ValueError: not valid SQL, or not one SELECT, or it took too long or too much memory.
-        StoreBusy: the store cannot be had now; the message says why.
-    """
-    return mended(db, lambda: _query_limited(db, sql, max_rows, timeout_s))
-
-
-def _query_limited(db: Path, sql: str, max_rows: int, timeout_s: float) -> tuple[DataFrame, bool]:
-    with _look(db, NO_DISK) as connection:
-        late = threading.Event()
-        timer = threading.Timer(timeout_s, lambda: (late.set(), connection.interrupt()))
-        try:
-            kinds = [statement.type for statement in connection.extract_statements(sql)]
-            if kinds not in ([duckdb.StatementType.SELECT], [duckdb.StatementType.EXPLAIN]):
-                raise ValueError("the store answers one SELECT at a time (or EXPLAIN, DESCRIBE, SHOW, SUMMARIZE)")
-            timer.start()
-            return _first_rows(connection.execute(sql), max_rows)
-        except duckdb.Error as error:
-            if is_damage(error):
-                raise
-            if late.is_set():
-                raise ValueError(
-                    f"the query was given up after {timeout_s:g} s; ask for less, with WHERE or a smaller join"
-                ) from error
-            raise ValueError(str(error)) from error
-        finally:
-            timer.cancel()
-            if timer.is_alive():
-                timer.join()
-
-
-def _first_rows(result: duckdb.DuckDBPyConnection, max_rows: int) -> tuple[DataFrame, bool]:
-    """Up to `max_rows` rows of a result, and whether there are more; the rest is not fetched."""
-    chunks = [result.fetch_df_chunk()]
-    count = len(chunks[0])
-    while count <= max_rows and len(chunk := result.fetch_df_chunk()):
-        chunks.append(chunk)
-        count += len(chunk)
-    return pandas.concat(chunks, ignore_index=True).head(max_rows), count > max_rows
 
 
 def runs_frame(db: Path) -> DataFrame:
