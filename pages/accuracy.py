@@ -3,36 +3,40 @@
 import pandas as pd
 import streamlit as st
 
-from workbench import arms, charts, eval_charts, evals, paper, recipes, rundir, screen, store, widgets
+from workbench import arms, charts, chosen_runs, eval_charts, evals, paper, recipes, rundir, screen, store, widgets
 
 HOME = rundir.home()
 DB = rundir.store_path(HOME)
 MOST = 24
+GROUP, BOX = "comparison_group", "compared_runs"
 KINDS = {"exact": "the same", "near": "nearly the same", "run": "similar, which do not count as seen"}
 
 
 def pick_runs(runs: pd.DataFrame) -> list[str]:
-    """The runs to show: those of a comparison, or the one that was looked at last to begin with."""
-    groups = arms.groups_frame(DB)
-    wanted = st.session_state.pop("run", None) or st.query_params.get("run")
-    first = wanted if wanted in set(runs["run_id"]) else runs["run_id"].iloc[0]
-    st.query_params["run"] = first
-    mine = groups[[first in run_ids for run_ids in groups["run_ids"]]]
-    left, right = st.columns([1, 2])
-    if groups.empty:
-        right = st.container()
-        chosen = None
-    else:
+    """The runs to show: the chosen ones; where none is, the newest with those that it is compared with."""
+    groups, known = arms.groups_frame(DB), list(runs["run_id"])
+    members = {group: list(found)[:MOST] for group, found in zip(groups["grouped"], groups["run_ids"], strict=True)}
+    if not chosen_runs.ids() and BOX not in st.session_state:
+        chosen_runs.choose(next((found for found in members.values() if known[0] in found), known[:1]))
+    wanted = chosen_runs.ids()
+    for run_id in [run_id for run_id in wanted if run_id not in known]:
+        if (HOME / "runs" / run_id).is_dir():
+            st.info(f"{run_id} is being set up.")
+        else:
+            chosen_runs.say_unknown(run_id, known, "the box *Runs*")
+    state, right = st.session_state, st.container()
+    if members:
+        left, right = st.columns([1, 2])
         words = dict(zip(groups["grouped"], group_words(groups), strict=True))
-        options = [None, *words]
-        chosen = left.selectbox(
-            "Comparison", options, index=options.index(mine["grouped"].iloc[0]) if len(mine) else 0,
-            format_func=lambda name: words.get(name, "none: choose runs"), key="comparison_group",
+        state[GROUP] = next((group for group, found in members.items() if set(found) == set(wanted)), None)
+        left.selectbox(
+            "Comparison", [None, *words], format_func=lambda name: words.get(name, "none: choose runs"), key=GROUP,
+            on_change=lambda: chosen_runs.choose(members.get(state[GROUP], wanted[:1])),
         )  # fmt: skip
-    shown = list(groups.set_index("grouped").loc[chosen, "run_ids"])[:MOST] if chosen else [first]
+    state[BOX] = [run_id for run_id in wanted if run_id in known][:MOST]
     return right.multiselect(
-        "Runs", list(runs["run_id"]), default=shown, max_selections=MOST, placeholder="Choose runs",
-        key=f"chosen_runs_{chosen}",
+        "Runs", known, max_selections=MOST, placeholder="Choose runs", key=BOX,
+        on_change=lambda: chosen_runs.choose(state[BOX]),
     )  # fmt: skip
 
 
@@ -63,7 +67,7 @@ def curves(runs: pd.DataFrame, called: pd.DataFrame, accuracies: pd.DataFrame) -
                 "failed or was stopped and other seeds went on; resume it to have it counted."
             )
         with st.expander("The values of this chart (figures 6 and 7)"):
-            st.dataframe(eval_charts.pooled_values(pooled), hide_index=True, key="pooled")
+            screen.table(eval_charts.pooled_values(pooled), "pooled")
         return
     means = evals.domain_means(accuracies)
     figure = eval_charts.runs_side_by_side(means, charts.run_names(called))
@@ -111,16 +115,9 @@ def values(names: dict[str, str], accuracies: pd.DataFrame) -> None:
             "unseen to": clean["clean_high"],
         }
     )
-    number = st.column_config.NumberColumn(format="%.1f")
-    numbers = ("accuracy, %", "95 % from", "to", "smallest detectable", "unseen, %", "unseen from", "unseen to")
     if not accuracies["num_seen"].any():
         table = table.drop(columns=["seen", "unseen, %", "unseen from", "unseen to"])
-    st.dataframe(
-        table if len(names) > 1 else table.drop(columns="run"),
-        hide_index=True,
-        key="values",
-        column_config={name: number for name in numbers},
-    )
+    screen.table(table if len(names) > 1 else table.drop(columns="run"), "values")
     seen = evals.contamination_frame(DB, list(names))
     if seen.empty:
         st.caption("No question of these test sets was found in the train questions or in the kept solutions.")
@@ -160,8 +157,8 @@ def comparison(accuracies: pd.DataFrame, names: dict[str, str]) -> None:
         labels = [f"{names[run]}: {label}" for run, label in zip(known["run_id"], labels, strict=True)]
     ids = dict(zip(labels, known["checkpoint_id"], strict=True))
     left, right = st.columns(2)
-    first = left.selectbox("Checkpoint", list(ids), key="first_checkpoint")
-    second = right.selectbox("against", list(ids), index=len(ids) - 1, key="second_checkpoint")
+    first = left.selectbox("From", list(ids), key="first_checkpoint")
+    second = right.selectbox("to", list(ids), index=len(ids) - 1, key="second_checkpoint")
     table = evals.compared(DB, ids[first], ids[second])
     if table.empty:
         st.info("Choose two different checkpoints that have answered the same questions.")
@@ -169,32 +166,31 @@ def comparison(accuracies: pd.DataFrame, names: dict[str, str]) -> None:
     greedy = table[table["measure"] == "accuracy"]
     figure = eval_charts.differences(greedy)
     widgets.chart(figure, "differences", recipes.two_checkpoints, first=ids[first], second=ids[second])
-    st.dataframe(in_words(table), hide_index=True, key="comparison")
+    screen.table(in_words(table), "comparison")
     st.caption(
-        f"*{second}* minus *{first}*, question by question. Interval: Bonett and Price; p: exact McNemar, "
-        "Holm-corrected over the tasks; pass@k: paired bootstrap. *Smallest detectable*: less than this, n questions "
-        "cannot show."
+        f"Change from *{first}* to *{second}*, question by question; above zero *{second}* is better. Interval: Bonett "
+        "and Price; p: exact McNemar, Holm-corrected over the tasks; pass@k: paired bootstrap. *Smallest detectable*: "
+        "less than this, n questions cannot show."
     )
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
     """A comparison in per cent."""
-    hundred = {name: (100 * table[name]).round(1) for name in ("first", "second", "difference", "smallest")}
     return pd.DataFrame(
         {
             "on": table["scope"],
             "measure": table["measure"],
             "n": table["num_questions"],
-            "first, %": hundred["first"],
-            "second, %": hundred["second"],
-            "difference": hundred["difference"],
+            "from, %": 100 * table["first"],
+            "to, %": 100 * table["second"],
+            "change": 100 * table["difference"],
             "95 % interval": [
                 f"{100 * low:+.1f} to {100 * high:+.1f}"
                 for low, high in zip(table["ci_low"], table["ci_high"], strict=True)
             ],
             "p (McNemar)": table["p_value"],
             "p (Holm)": table["p_holm"],
-            "smallest detectable": hundred["smallest"],
+            "smallest detectable": 100 * table["smallest"],
         }
     )
 
@@ -225,4 +221,4 @@ if known is not None and known.empty:
 elif known is not None:
     picked = screen.attempt(lambda: pick_runs(known))
     if picked:
-        st.fragment(lambda: screen.attempt(lambda: view(known, picked)), run_every=10)()
+        screen.live(lambda: view(known, picked), 10)

@@ -5,7 +5,19 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from workbench import arms, charts, comparisons, launch, layer_charts, recipes, rundir, screen, store, widgets
+from workbench import (
+    arms,
+    charts,
+    chosen_runs,
+    comparisons,
+    launch,
+    layer_charts,
+    recipes,
+    rundir,
+    screen,
+    store,
+    widgets,
+)
 from workbench.config import AnalyzeConfig
 from workbench.rundir import RunDir
 
@@ -105,15 +117,14 @@ def view(run: RunDir, against: str, others: list[str]) -> None:
 
 def of_run() -> None:
     """A run's layers, live."""
-    run = screen.pick_run(HOME)
+    run = chosen_runs.pick_run(HOME)
     if run is None:
-        st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
         return
     against = st.sidebar.radio("Change is counted from", list(AGAINST), format_func=AGAINST.get)
     known = [other.run_id for other in rundir.all_runs(HOME) if other.run_id != run.run_id]
     others = st.sidebar.multiselect("Lay other runs over it", known[::-1], help="As vanilla, or real-data SFT.")
     alive = launch.observed_status(run)[0] in launch.ACTIVE
-    st.fragment(lambda: screen.attempt(lambda: view(run, against, others)), run_every=3 if alive else None)()
+    screen.live(lambda: view(run, against, others), 3 if alive else None)
 
 
 def ask() -> comparisons.Comparison | None:
@@ -174,6 +185,6 @@ if st.sidebar.toggle("Any two checkpoints", help="Two model directories instead 
     place = ask()
     if place is not None:
         running = not place.result.exists()
-        st.fragment(lambda: screen.attempt(lambda: result(place)), run_every=1 if running else None)()
+        screen.live(lambda: result(place), 1 if running else None)
 else:
     of_run()

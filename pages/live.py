@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from workbench import charts, evals, launch, ledger, queue_rows, recipes, rundir, screen, store, widgets
+from workbench import charts, chosen_runs, evals, launch, ledger, queue_rows, recipes, rundir, screen, store, widgets
 from workbench.redact import redacted
 from workbench.rundir import RunDir
 
@@ -116,14 +116,8 @@ def solutions(latest: pd.DataFrame) -> None:
         return
     verdict = latest["kept"].map({True: "kept", False: ""})
     verdict = verdict.where(latest["kept"], latest["is_correct"].map({True: "duplicate", False: "wrong"}))
-    st.dataframe(
-        latest.assign(verdict=verdict)[
-            ["iteration", "verdict", "question", "text", "answer", "reference", "temperature"]
-        ],
-        hide_index=True,
-        column_config={name: st.column_config.TextColumn(width="large") for name in ("question", "text")},
-        key="solutions",
-    )
+    shown = ["iteration", "verdict", "question", "text", "answer", "reference", "temperature"]
+    screen.table(latest.assign(verdict=verdict)[shown], "solutions", wide=["question", "text"])
 
 
 def cost(costs: pd.DataFrame, prices: pd.DataFrame) -> None:
@@ -150,7 +144,7 @@ def cost(costs: pd.DataFrame, prices: pd.DataFrame) -> None:
 def log(run: RunDir, notes: pd.DataFrame) -> None:
     """What the phases noted, and the end of the runner's log and of the latest phase's."""
     if len(notes):
-        st.dataframe(notes[["iteration", "phase", "kind", "text"]], hide_index=True, key="notes")
+        screen.table(notes[["iteration", "phase", "kind", "text"]], "notes")
     for file in [run.log, *(place.log for place in run.phases()[-1:])]:
         if file.exists():
             st.caption(file.relative_to(run.path))
@@ -184,10 +178,9 @@ def view(run: RunDir) -> None:
         log(run, seen["notes"])
 
 
-run = screen.pick_run(HOME)
+run = chosen_runs.pick_run(HOME)
 if run is None:
     st.title("Live run")
-    st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
 else:
     alive = launch.observed_status(run)[0] in launch.ACTIVE
-    st.fragment(lambda: screen.attempt(lambda: view(run)), run_every=2 if alive else 15)()
+    screen.live(lambda: view(run), 2 if alive else 15)

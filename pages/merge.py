@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from workbench import chosen_runs, launch, merge_charts, merges, recipes, rundir, screen, store, widgets
 from workbench import lab as labs
-from workbench import launch, merge_charts, merges, recipes, rundir, screen, store, widgets
 from workbench.labdir import (
     BASE,
     SFT,
@@ -41,15 +41,21 @@ def pick_lab() -> LabDir | None:
             trusted = screen.ask_trust(False, "merge_trust")
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         named = {f"Task {number}": name for number, name in enumerate(names, 1)}
-        if not (base and sft) or not screen.places(Base=base, Start=start, sft=sft, **named):
+        if not (base and sft):
+            st.info("Name a base and an sft directory in the side bar.")
+            return None
+        if not screen.places(Base=base, Start=start, sft=sft, **named):
             return None
         sources = launch.task_sources(names, HOME)
         config = LabConfig(base=base, start=start or base, sft=sft, id_task=sources[0] if sources else None,
                            ood_tasks=tuple(sources[1:]), trust_remote_code=trusted)  # fmt: skip
         return screen.attempt(lambda: labs.open_directories(HOME, config))
-    run = screen.pick_run(HOME)
-    done = labs.iterations(run) if run else []
+    run = chosen_runs.pick_run(HOME)
+    if run is None:
+        return None
+    done = labs.iterations(run)
     if not done:
+        st.info("This run has no fine-tuned checkpoint yet; merges begin with the first.")
         return None
     iteration = st.sidebar.selectbox("Iteration", done, index=len(done) - 1)
     return screen.attempt(lambda: labs.open_lab(HOME, run.run_id, iteration))
@@ -134,8 +140,7 @@ def compare(lab: LabDir, table: pd.DataFrame, evals: pd.DataFrame) -> None:
     shown = merges.presentable(found, labels)
     figure = merge_charts.differences(found, labels)
     widgets.chart(figure, "differences", recipes.merges_compared, lab_id=lab.lab_id, pinned=pinned)
-    p_value = st.column_config.NumberColumn(format="%.2g")
-    st.dataframe(shown, hide_index=True, column_config={"p (McNemar)": p_value, "p (Holm)": p_value})
+    screen.table(shown, "merges")
     st.caption(
         "Paired on the same questions; the OOD tasks are pooled. p: exact McNemar; Holm: corrected over this table. "
         "Smallest detectable: no smaller difference could be significant with this n."
@@ -150,9 +155,9 @@ def compare(lab: LabDir, table: pd.DataFrame, evals: pd.DataFrame) -> None:
     st.caption(
         f"{len(changed)} questions flipped, {int((~changed['is_correct'].astype(bool)).sum())} of them to right."
     )
-    st.dataframe(
+    screen.table(
         changed.rename(columns={"text": labels[first], "text_second": labels[second]} if first != second else {}),
-        hide_index=True,
+        "merge_flips",
         height=min(400, 60 + 35 * len(changed)),
     )
 
@@ -209,14 +214,12 @@ def use(lab: LabDir, chosen: dict) -> None:
     if st.button("Open the test split for this merge"):
         labs.ask(lab, Point(merge=merge, seed=seed, num_questions=5000, split="test"))
     if opened:
-        st.dataframe(screen.accuracies(tests), hide_index=True)
+        screen.table(screen.accuracies(tests), "tests_opened")
 
 
-lab = pick_lab()
 st.title("Merge")
-if lab is None:
-    st.info("Choose an iteration with a fine-tuned checkpoint in the side bar. Start a run first if there is none.")
-else:
+lab = pick_lab()
+if lab is not None:
     config = read_config(lab)
     st.caption(
         f"base `{screen.short_model(config.base)}` · start `{screen.short_model(config.start)}` · "
@@ -226,18 +229,16 @@ else:
         st.warning(screen.plain(remark))
     pair = rundir.read_json(lab.moments)
     if pair is None:
-        st.fragment(
-            lambda: screen.wait_for(lab.moments, labs.observed(lab), "Reading base, start and sft, once."),
-            run_every=0.5,
-        )()
+        words = "Reading base, start and sft, once."
+        screen.live(lambda: screen.wait_for(lab.moments, labs.observed(lab), words), 0.5)
     else:
         chosen = sliders(lab, pair)
         measure(lab, chosen)
-        st.fragment(lambda: screen.attempt(lambda: measured(lab)), run_every=1.5)()
+        screen.live(lambda: measured(lab), 1.5)
         with st.expander("Sweep"):
             search(lab)
         with st.expander("Use this merge"):
-            st.fragment(lambda: screen.attempt(lambda: use(lab, chosen)), run_every=2)()
+            screen.live(lambda: use(lab, chosen), 2)
         own = Path(config.sft).parents[1] / "merge" / "checkpoint" / "merge.json"
         if config.run_id and own.exists():
             with st.expander("Verification report of the run's own merge"):

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from workbench import checks, compare, rundir, screen, solutions
+from workbench import checks, chosen_runs, compare, rundir, screen, solutions
 from workbench.config import LoraConfig, RunConfig
 from workbench.settings import command, load_settings, preset_names
 from workbench.tasks import TASKS
@@ -204,7 +204,7 @@ def ask_comparison(preset: str, chosen: dict[str, Any]) -> None:
         if st.button(f"Start {len(configs or [])} runs", disabled=not configs):
             started = screen.attempt(lambda: compare.launch_all(configs, HOME, once_s=screen.DOUBLE_CLICK_S))
             if started:
-                screen.watch(started[0], "accuracy")
+                chosen_runs.watch(started, "accuracy")
 
 
 st.title("New run")

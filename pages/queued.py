@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from workbench import launch, queue_rows, queueing, rundir, screen
+from workbench import chosen_runs, launch, queue_rows, queueing, rundir, screen
 
 HOME = rundir.home()
 WIDTHS = [5, 1.2, 4, 3.4]
@@ -56,7 +56,7 @@ def one(row: dict, waits: int) -> None:
             act(lambda: queueing.change(HOME, row["name"], held=not row["held"]))
     if row["kind"] == "run":
         if button(buttons, row, "visibility", "Open its live page"):
-            screen.watch(row["name"])
+            chosen_runs.watch([row["name"]])
         stopping = row["status"] == "stopping"
         if button(buttons, row, "stop_circle", "Stop it; it can be resumed", disabled=stopping):
             act(lambda: launch.ask_stop(HOME, row["name"]))
@@ -75,7 +75,6 @@ def act(change) -> None:
     st.rerun(scope="fragment")
 
 
-@st.fragment(run_every=2)
 def queue() -> None:
     """Everything, with a line for each."""
     queueing.ensure(HOME)
@@ -100,13 +99,11 @@ def queue() -> None:
     told = screen.alerts_told(HOME)
     if len(told):
         st.subheader("Alerts")
-        st.dataframe(
-            told, hide_index=True, key="told", column_config={"alert": st.column_config.TextColumn(width="large")}
-        )
+        screen.table(told, "told", wide=["alert"])
 
 
 st.title("Queue")
-queue()
+screen.live(queue, 2)
 st.caption(
     "One supervisor works the queue off in order; nobody is overtaken, held ones are passed. It outlives this page, "
     "and is replaced when it is killed. Whom to tell when a run fails or falls silent: `alerts.toml` in the home; "

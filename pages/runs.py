@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from workbench import rundir, screen, store
+from workbench import chosen_runs, rundir, screen, store
 
 HOME = rundir.home()
 DB = rundir.store_path(HOME)
@@ -52,23 +52,17 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-@st.fragment(run_every=5)
 def all_runs() -> None:
     """The table; a click on a row opens the run."""
     screen.attempt(lambda: store.catch_up(HOME))
-    runs = screen.attempt(lambda: screen.observed(store.runs_frame(DB), HOME))
-    if runs is None:
-        return
+    runs = screen.observed(store.runs_frame(DB), HOME)
     screen.show_delay(DB)
     delta = st.column_config.NumberColumn(format="%+.1f")
     accuracy = st.column_config.NumberColumn(format="%.1f", help="Latest checkpoint, per cent")
     curve = st.column_config.LineChartColumn(y_min=0, y_max=100, width=110, help="Base to latest checkpoint")
-    chosen = st.dataframe(
+    row = screen.pick_row(
         table(runs),
-        hide_index=True,
-        on_select="rerun",
-        selection_mode="single-row",
-        key="runs_table",
+        "runs_table",
         column_config={
             "ID": accuracy,
             "OOD": accuracy,
@@ -78,8 +72,8 @@ def all_runs() -> None:
             "OOD curve": curve,
         },
     )
-    if chosen.selection.rows:
-        screen.watch(runs["run_id"].iloc[chosen.selection.rows[0]])
+    if row is not None:
+        chosen_runs.watch([runs["run_id"].iloc[row]])
 
 
 if not rundir.all_runs(HOME):
@@ -89,7 +83,7 @@ else:
     head.title("Runs")
     if button.button("Start the pocket run", width="stretch"):
         start_pocket_run()
-    all_runs()
+    screen.live(all_runs, 5)
     st.caption(
         "ID: accuracy on the train task's test set. OOD: mean over the other tasks. Both for the latest "
         "checkpoint, in per cent, beside the base. Select a row to open the run, with n and intervals."

@@ -6,7 +6,20 @@ import re
 import pandas as pd
 import streamlit as st
 
-from workbench import charts, eval_charts, evals, grading, recipes, regrade, rundir, screen, solutions, store, widgets
+from workbench import (
+    charts,
+    chosen_runs,
+    eval_charts,
+    evals,
+    grading,
+    recipes,
+    regrade,
+    rundir,
+    screen,
+    solutions,
+    store,
+    widgets,
+)
 from workbench.rundir import RunDir
 from workbench.solutions import VERDICTS, Filter
 
@@ -68,11 +81,8 @@ def detail(row: pd.Series, run: RunDir, phase: str) -> None:
 
 def listing(rows: pd.DataFrame, columns: list[str], key: str) -> pd.Series | None:
     """A table of rows; the one that was picked."""
-    wide = {name: st.column_config.TextColumn(width="large") for name in ("question", "text")}
-    chosen = st.dataframe(
-        rows[columns], hide_index=True, on_select="rerun", selection_mode="single-row", key=key, column_config=wide
-    )
-    return rows.iloc[chosen.selection.rows[0]] if chosen.selection.rows else None
+    row = screen.pick_row(rows[columns], key, wide=[name for name in ("question", "text") if name in columns])
+    return None if row is None else rows.iloc[row]
 
 
 def browse_sampled(run: RunDir, iterations: list[int], temperatures: list[float]) -> None:
@@ -123,8 +133,8 @@ def browse_answers(run: RunDir, labels: dict[str, str], tasks: list[str]) -> Non
 def browse_flips(labels: dict[str, str], tasks: list[str]) -> None:
     """Where two checkpoints differ in being right."""
     one, two, three = st.columns(3)
-    first = one.selectbox("Checkpoint", list(labels), key="flip_first")
-    second = two.selectbox("against", list(labels), index=len(labels) - 1, key="flip_second")
+    first = one.selectbox("From", list(labels), key="flip_first")
+    second = two.selectbox("to", list(labels), index=len(labels) - 1, key="flip_second")
     task = three.selectbox("Task", tasks, key="flip_task")
     rows = solutions.flipped(DB, labels[first], labels[second], task)
     gained = int(rows["gained"].sum()) if len(rows) else 0
@@ -187,7 +197,7 @@ def audit(run: RunDir, labels: dict[str, str], tasks: list[str]) -> None:
     changed = store.query(DB, "SELECT * EXCLUDE (run_id) FROM regrades WHERE run_id = ? ORDER BY ts DESC", [run.run_id])
     if len(changed):
         st.caption("Grades that a later grading changed, by which grader")
-        st.dataframe(changed, hide_index=True, key="regrades")
+        screen.table(changed, "regrades")
 
 
 def view(run: RunDir) -> None:
@@ -221,8 +231,6 @@ def view(run: RunDir) -> None:
 
 
 st.title("Solutions")
-picked = screen.pick_run(HOME)
-if picked is None:
-    st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
-else:
+picked = chosen_runs.pick_run(HOME)
+if picked is not None:
     screen.attempt(lambda: view(picked))

@@ -62,7 +62,7 @@ def answer(sql: str, rows: pd.DataFrame, more: bool, seconds: float) -> None:
     save.download_button("CSV", rows.to_csv(index=False), "query.csv", "text/csv", width="stretch")
     table, drawn = st.tabs(["Table", "Chart"])
     with table:
-        st.dataframe(rows, hide_index=True, key="sql_rows")
+        st.dataframe(rows, hide_index=True, placeholder="NULL", key="sql_rows")
         widgets.open_in_notebook("sql_notebook", recipes.query, sql=sql)
     with drawn:
         draw(sql, rows)

@@ -7,6 +7,7 @@ on hovering, its n. Colours: Okabe and Ito's, which colour-blind people can tell
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
+import plotly.io as pio
 from pandas import DataFrame, concat
 from plotly.subplots import make_subplots
 
@@ -16,6 +17,11 @@ GREY = "#8a8f98"
 WINDOW = 9
 """Values in a running mean."""
 BAR_COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "stopped": GREY, "queued": GREY}
+
+AT_HOME = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": "", "topojsonURL": ""}
+"""plotly.js offers to upload a chart, and knows addresses of its makers', unless it is told not to."""
+for name in ("plotly_mimetype", "notebook", "iframe", "browser"):  # so that no notebook's chart does
+    pio.renderers[name].config |= AT_HOME
 
 
 def checkpoint_labels(frame: DataFrame) -> list[str]:
@@ -175,8 +181,9 @@ def kept_share(solutions: DataFrame) -> go.Figure:
 
 def finish(figure: go.Figure, height: int) -> go.Figure:
     """What all charts share. `uirevision` keeps a zoom when the figure is drawn anew."""
-    below = {"orientation": "h", "y": -0.22, "x": 0}
-    above = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"}
+    # By the container, plotly keeps room for a legend, however many lines it has: no title or label lies under it.
+    below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
+    above = {"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 1, "xanchor": "right"}
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 10, "t": 40, "b": 10},

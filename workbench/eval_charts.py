@@ -48,7 +48,7 @@ def runs_side_by_side(means: DataFrame, names: Mapping[str, str]) -> go.Figure:
     figure.update_xaxes(title_text="iteration", dtick=1)
     figure.update_yaxes(title_text="accuracy, %", col=1)
     figure.update_yaxes(rangemode="tozero")
-    return finish(figure, height=400).update_layout(legend_y=-0.3)
+    return finish(figure, height=400)
 
 
 def pooled_values(pooled: DataFrame) -> DataFrame:
@@ -144,7 +144,7 @@ def differences(table: DataFrame) -> go.Figure:
         "n = %{customdata[2]})<extra></extra>",
     )  # fmt: skip
     figure.add_vline(x=0, line={"width": 1, "dash": "dot", "color": "#8a8f98"})
-    figure.update_xaxes(title_text="difference in percentage points")
+    figure.update_xaxes(title_text="change in accuracy, percentage points")
     return finish(figure, height=120 + 32 * len(rows))
 
 

@@ -124,9 +124,7 @@ def differences(table: DataFrame, labels: Mapping[str, str]) -> go.Figure:
             )  # fmt: skip
         figure.add_vline(x=0, line={"color": GREY, "width": 1}, row=1, col=column)
     figure.update_xaxes(title_text="difference in accuracy, points")
-    finish(figure, height=180 + 50 * table["point_id"].nunique())
-    figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"})
-    return figure
+    return finish(figure, height=180 + 50 * table["point_id"].nunique())
 
 
 def distances(pair: Mapping[str, Any], merge: Mapping[str, Any]) -> go.Figure:

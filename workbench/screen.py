@@ -1,8 +1,11 @@
-"""What the pages share: words for states, the picked run, and actions whose errors become one sentence."""
+"""What the pages share: words for states, tables, and actions whose errors become one sentence."""
 
+import logging
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,17 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from workbench import launch, ledger, queueing, store
+from workbench import chosen_runs, launch, ledger, queueing, store
 from workbench.config import RunConfig
 from workbench.events import read_lines
 from workbench.paths import confine, confine_config, writable
+from workbench.redact import redacted
 from workbench.report import merge_lines
-from workbench.rundir import RunDir, all_runs, find_run
+from workbench.rundir import RunDir
 from workbench.rundir import home as current_home
 from workbench.settings import build_config, load_preset
 
+logger = logging.getLogger(__name__)
 STATUS = {
     "queued": "○ queued",
     "running": "● running",
@@ -36,8 +41,11 @@ STATUS_COLOUR = {
     "stopped": "gray",
 }
 DOUBLE_CLICK_S = 5.0
+LOG_BYTES = 1_000_000
 MOST_ROWS = 25
 """Longer tables scroll."""
+LOOKS = {r"^p \(": "%.2g", "^change$|difference|− base": "%+.1f", "%|from$|to$|smallest": "%.1f"}
+"""How numbers look, by the name of their column: p-values, changes in points, per cent."""
 TRUST_LABEL = "Run code that the model brings along"
 TRUST_HELP = (
     "Some models come with Python code of their own (auto_map in their config.json). If you switch this on, that code "
@@ -88,6 +96,37 @@ def attempt(action: Callable[[], Any]) -> Any:
         return None
 
 
+def guarded(draw: Callable[[], Any]) -> Any:
+    """Draw a page or a part of one. What nobody foresaw becomes one sentence, and its traceback goes into a log."""
+    try:
+        return draw()
+    except Exception as error:  # nobody after us could: Streamlit would show the traceback
+        st.error(
+            f"This part of the page could not be drawn ({type(error).__name__}). What happened is in "
+            f"{plain(write_down(error))}; runs go on, and nothing is lost."
+        )
+        return None
+
+
+def write_down(error: Exception) -> str:
+    """Put a traceback, without secrets, at the end of the screen's log; where that is."""
+    log, text = current_home() / "screen.log", redacted("".join(traceback.format_exception(error)))
+    try:
+        if log.exists() and log.stat().st_size > LOG_BYTES:  # a page that fails every two seconds fills no disk
+            log.replace(log.with_name("screen.log.1"))
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n{text}\n")
+    except OSError:
+        logger.error("%s", text)
+        return "the output of the server"
+    return str(log)
+
+
+def live(draw: Callable[[], Any], every_s: float | None) -> None:
+    """Draw a part of a page now, and again by itself every so often."""
+    st.fragment(lambda: guarded(lambda: attempt(draw)), run_every=every_s)()
+
+
 def show_delay(db: Path) -> None:
     """Say who keeps runs from recording, while somebody does."""
     if said := store.held_by(db):
@@ -98,25 +137,7 @@ def launch_and_watch(config: RunConfig, home: Path) -> None:
     """Start a run and go to its live page."""
     run_id = attempt(lambda: launch.launch(config, home, once_s=DOUBLE_CLICK_S))
     if run_id:
-        watch(run_id)
-
-
-def watch(run_id: str, page: str = "live") -> None:
-    """Go to a page of a run: live, or accuracy, which shows its comparison."""
-    st.session_state["run"] = run_id
-    st.switch_page(Path(__file__).parents[1] / "pages" / f"{page}.py")
-
-
-def pick_run(home: Path) -> RunDir | None:
-    """The run named in the address or picked before, else the newest; a box to pick another."""
-    runs = [run.run_id for run in reversed(all_runs(home))]
-    if not runs:
-        return None
-    wanted = st.session_state.pop("run", None) or st.query_params.get("run")
-    index = runs.index(wanted) if wanted in runs else 0
-    chosen = st.sidebar.selectbox("Run", runs, index=index)
-    st.query_params["run"] = chosen
-    return attempt(lambda: find_run(home, chosen))
+        chosen_runs.watch([run_id])
 
 
 def observed(runs: pd.DataFrame, home: Path) -> pd.DataFrame:
@@ -164,21 +185,20 @@ def accuracies(evals: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_alerts(notes: pd.DataFrame, names: Mapping[str, str] | None = None) -> None:
-    """What the runs raised the alarm about: one box for one run, for several a line that opens.
+    """What the runs raised the alarm about: one box for one run, for several a line that opens and names them.
 
-    notes: `evals.alerts_frame`; names: run_id -> what to call it.
+    notes: `evals.alerts_frame`; names: run_id -> what to call it, of several runs.
     """
     alerts = notes[notes["kind"] == "alert"]
     if alerts.empty:
         return
-    if alerts["run_id"].nunique() == 1:
+    if len(names or [0]) == 1:
         lines = [f"Iteration {row.iteration}: {plain(row.text)}" for row in alerts.itertuples()]
         st.warning(lines[0] if len(lines) == 1 else "\n".join(f"- {line}" for line in lines), icon="⚠️")
         return
     called = alerts["run_id"].map(names or {}).fillna(alerts["run_id"])
     with st.expander(f"⚠️ {len(alerts)} alerts in {alerts['run_id'].nunique()} runs"):
-        table = alerts.assign(run=called)[["run", "iteration", "text"]]
-        st.dataframe(table, hide_index=True, column_config={"text": st.column_config.TextColumn(width="large")})
+        table(alerts.assign(run=called)[["run", "iteration", "text"]], "alerts", wide=["text"])
 
 
 def alerts_told(home: Path) -> pd.DataFrame:
@@ -194,12 +214,36 @@ def alerts_told(home: Path) -> pd.DataFrame:
     )
 
 
+def table(frame: pd.DataFrame, key: str, *, wide: Sequence[str] = (), none: str = "–", **looks: Any) -> Any:
+    """A frame as a table; `wide`: its long texts, `none`: what stands where nothing is known."""
+    numbers = {
+        name: st.column_config.NumberColumn(format=look)
+        for name in frame.select_dtypes("number")
+        for look in [next((look for pattern, look in LOOKS.items() if re.search(pattern, name)), None)]
+        if look
+    }
+    texts = {name: st.column_config.TextColumn(width="large") for name in wide}
+    columns = numbers | texts | looks.pop("column_config", {})
+    return st.dataframe(frame, hide_index=True, placeholder=none, column_config=columns, key=key, **looks)
+
+
 def words_table(frame: pd.DataFrame, key: str) -> None:
     """A frame of words, numbers among them: names on the left, the rest on the right."""
     numbers = [name for name in frame.columns if name not in ledger.NAMES]
     right = {name: st.column_config.TextColumn(alignment="right") for name in numbers}
     height = "content" if len(frame) <= MOST_ROWS else "auto"
-    st.dataframe(frame, hide_index=True, column_config=right, height=height, key=key)
+    table(frame, key, column_config=right, height=height)
+
+
+def pick_row(shown: pd.DataFrame, key: str, **looks: Any) -> int | None:
+    """A table of which one row can be selected; the number of that row.
+
+    shown: its first column says which rows they are. Where others stand there, nothing is selected any more: Streamlit
+    would keep the number, and with it another row, or none.
+    """
+    which = sha256("\n".join(shown.iloc[:, 0].astype(str)).encode()).hexdigest()[:8]
+    found = table(shown, f"{key}-{which}", on_select="rerun", selection_mode="single-row", **looks)
+    return next((row for row in found.selection.rows if row < len(shown)), None)
 
 
 def short_model(model: str) -> str:

@@ -42,7 +42,7 @@ def test_collapse_raises_alerts_and_health_none():
     assert alerts(healthy, healthy, LIMITS) == []
     found = alerts(healthy, collapsed, LIMITS)
     assert len(found) == 3
-    assert "distinct solutions per question: 0.50, 1.00 in the first iteration" in found[0]
+    assert "per question: 0.50, 50% of 1.00 in the first iteration (alert below 70% of it)" in found[0]
     assert "self-BLEU 100.0" in found[2]
     longer = healthy | {"solution_tokens": 3 * healthy["solution_tokens"]}
     assert "in the first iteration (alert over 2 times)" in alerts(healthy, longer, LIMITS)[0]

@@ -71,7 +71,8 @@ def alerts(first: Mapping[str, float], now: Mapping[str, float], limits: Mapping
     ):
         if name in first and name in now and now[name] < limit * first[name]:
             found.append(
-                f"{words}: {now[name]:.2f}, {first[name]:.2f} in the first iteration (alert below {limit:.0%})"
+                f"{words}: {now[name]:.2f}, {now[name] / first[name]:.0%} of {first[name]:.2f} in the first iteration "
+                f"(alert below {limit:.0%} of it)"
             )
     bleu, at_first = now.get("self_bleu", 0.0), first.get("self_bleu", 0.0)
     if bleu > limits["max_self_bleu"] >= at_first:

@@ -15,6 +15,7 @@ import streamlit as st
 from plotly.graph_objects import Figure
 
 from workbench import notebook, rundir
+from workbench.charts import AT_HOME
 
 HERE = Path(__file__).parent
 LIBRARY = st.components.v1.declare_component("plotly", path=str(Path(plotly.__file__).parent / "package_data"))
@@ -22,7 +23,8 @@ PLOTLY = f"component/{LIBRARY.name}/plotly.min.js"
 
 
 def _text(*names: str) -> str:
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
+    given = f"const AT_HOME = {json.dumps(AT_HOME)};" if "plotly.js" in names else ""
+    return "\n".join([given, *((HERE / name).read_text(encoding="utf-8") for name in names)])
 
 
 NOTEBOOK = '<div class="workbench-notebook"></div>'
@@ -47,6 +49,13 @@ _merge_lab = st.components.v2.component(
     js=_text("plotly.js", "notebook.js", "distances.js", "merge_lab.js"),
     isolate_styles=False,
 )
+
+_address = st.components.v2.component("workbench_address", js=_text("address.js"), isolate_styles=False)
+
+
+def address(query: Mapping[str, str]) -> None:
+    """Keep the chosen runs in the address of a page that was opened without any, and one history entry a page."""
+    _address(data={"query": dict(query)}, key="address", height=0)
 
 
 def chart(figure: Figure, key: str, recipe: Callable[..., Any], **parameters: Any) -> None:

@@ -1,4 +1,4 @@
-// plotly.js from the plotly package on this machine, loaded once per page; nothing comes from outside.
+// plotly.js from the plotly package on this machine, loaded once per page; nothing comes from outside, nothing goes there.
 let loading;
 
 function loadPlotly(url) {
@@ -6,7 +6,10 @@ function loadPlotly(url) {
   loading ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = url;
-    script.onload = () => resolve(window.Plotly);
+    script.onload = () => {
+      window.Plotly.setPlotConfig(AT_HOME);
+      resolve(window.Plotly);
+    };
     script.onerror = () => reject(new Error(`could not load ${url}`));
     document.head.append(script);
   });
@@ -37,14 +40,15 @@ async function asHtml(plot, url) {
   const figure = JSON.stringify({ data: plot.data, layout: { ...plot.layout, width: undefined } });
   const safe = figure.replaceAll("<", "\\u003c");
   return `<!doctype html><meta charset="utf-8"><div id="chart"></div><script>${library}</script>
-<script>const f = ${safe}; Plotly.newPlot("chart", f.data, f.layout, { responsive: true });</script>`;
+<script>const f = ${safe};
+Plotly.newPlot("chart", f.data, f.layout, ${JSON.stringify({ ...AT_HOME, responsive: true })});</script>`;
 }
 
 function plotConfig(name, url) {
   const button = (title, icon, click) => ({ name: title, title, icon, click });
   const icons = window.Plotly.Icons;
   return {
-    displaylogo: false,
+    ...AT_HOME,
     responsive: true,
     modeBarButtonsToRemove: ["lasso2d", "select2d", "toImage"],
     modeBarButtonsToAdd: [
