@@ -215,10 +215,10 @@ def view(runs: pd.DataFrame, chosen: list[str]) -> None:
 
 
 st.title("Accuracy")
-known = screen.attempt(lambda: store.runs_frame(DB))
+known = screen.guarded(lambda: store.runs_frame(DB))
 if known is not None and known.empty:
     st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
 elif known is not None:
-    picked = screen.attempt(lambda: pick_runs(known))
+    picked = screen.guarded(lambda: pick_runs(known))
     if picked:
         screen.live(lambda: view(known, picked), 10)

@@ -54,7 +54,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def all_runs() -> None:
     """The table; a click on a row opens the run."""
-    screen.attempt(lambda: store.catch_up(HOME))
+    screen.guarded(lambda: store.catch_up(HOME))
     runs = screen.observed(store.runs_frame(DB), HOME)
     screen.show_delay(DB)
     delta = st.column_config.NumberColumn(format="%+.1f")

@@ -233,4 +233,4 @@ def view(run: RunDir) -> None:
 st.title("Solutions")
 picked = chosen_runs.pick_run(HOME)
 if picked is not None:
-    screen.attempt(lambda: view(picked))
+    screen.guarded(lambda: view(picked))

@@ -133,6 +133,14 @@ def test_a_zoom_outlasts_new_data(with_run, app, home, page):
     assert page.evaluate(ZOOM) == zoomed and chart.locator(".points path").count() >= count - 1
 
 
+COLLISIONS = """() => {
+  const boxes = (plot, what) => [...plot.querySelectorAll(what)].map((e) => [e.textContent, e.getBoundingClientRect()]);
+  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  return [...document.querySelectorAll(".js-plotly-plot")].flatMap((plot) =>
+    boxes(plot, ".legend .traces .legendtext").flatMap(([entry, a]) =>
+      boxes(plot, ".annotation, .xtitle, .ytitle, .xtick").filter(([, b]) => meet(a, b)).map(([t]) => [entry, t])));
+}"""
+"""What of a chart lies under its legend."""
 CURVES = "() => document.querySelector('.merge-lab .workbench-chart').data.map((trace) => Array.from(trace.y))"
 
 
@@ -171,6 +179,7 @@ def test_sliders_follow_the_drag_and_merges_are_compared(with_run, app, home, pa
     expect(page.get_by_text("p: exact McNemar")).to_be_visible(timeout=30_000)
     differences = page.locator(".workbench-chart").last
     wait_until(lambda: differences.locator(".scatterlayer .points path").count() == 2 * 2 * 2, 30)
+    assert page.evaluate(COLLISIONS) == []
 
 
 def test_a_chart_is_opened_as_a_notebook(with_run, app, home, page):

@@ -1,5 +1,6 @@
 """Charts and pages on the store of a real run."""
 
+import json
 import shutil
 
 import pandas as pd
@@ -87,6 +88,46 @@ def test_new_run_page_checks_as_one_types(page):
     assert "--set alpha=0.3" in opened.code[0].value
     assert "no model directory './nowhere'" in opened.error[0].value
     assert opened.button[0].disabled
+
+
+def test_a_change_is_signed_a_p_value_short_and_what_is_unknown_a_dash(page):
+    opened = page("accuracy.py")
+    assert [box.label for box in opened.selectbox[:2]] == ["From", "to"]
+    table = next(table for table in opened.dataframe if "change" in table.value)
+    rows = table.value.set_index(["on", "measure"])
+    assert list(rows["change"]) == pytest.approx(list(rows["to, %"] - rows["from, %"]))
+    assert rows["p (Holm)"].isna().any() and table.proto.placeholder == "–"
+    columns = json.loads(table.proto.columns)
+    looks = {name: columns[name]["type_config"]["format"] for name in ("change", "p (Holm)", "from, %")}
+    assert looks == {"change": "%+.1f", "p (Holm)": "%.2g", "from, %": "%.1f"}
+    assert any("above zero *Merge 1* is better" in caption.value for caption in opened.caption)
+
+
+def broken():
+    from workbench import screen
+
+    screen.live(lambda: [][0], None)
+    screen.guarded(lambda: (_ for _ in ()).throw(KeyError("hf_" + "a" * 34)))
+
+
+def test_what_breaks_in_a_part_of_a_page_is_a_sentence_and_a_log_without_secrets(home):
+    opened = AppTest.from_function(broken, default_timeout=30).run()
+    assert not opened.exception
+    assert [error.value.split(" (")[0] for error in opened.error] == ["This part of the page could not be drawn"] * 2
+    assert "IndexError" in opened.error[0].value and str(home / "screen.log") in opened.error[0].value
+    log = (home / "screen.log").read_text()
+    assert log.count("Traceback") == 2 and "hf_aaaa" not in log + opened.error[1].value
+
+
+def test_the_log_of_the_screen_stays_small(home, monkeypatch):
+    monkeypatch.setattr(screen, "LOG_BYTES", 2000)
+    for _ in range(50):
+        try:
+            raise IndexError("as a page that draws itself every two seconds")
+        except IndexError as error:
+            assert screen.write_down(error) == str(home / "screen.log")
+    assert {path.name for path in home.iterdir()} == {"screen.log", "screen.log.1"}
+    assert all(path.stat().st_size < 3000 for path in home.iterdir())
 
 
 def test_empty_home_offers_the_pocket_run(home):

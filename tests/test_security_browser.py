@@ -94,7 +94,7 @@ def test_html_in_texts_is_shown_and_not_executed(hostile_run, home, page):
     with serving(home) as address:
         for name in ("live", "solutions", "sql", "", "accuracy"):
             page.goto(f"{address}/{name}")
-            expect(page.locator("[data-testid=stSidebarNav]")).to_be_visible(timeout=30_000)
+            expect(page.get_by_role("link", name="SQL")).to_be_visible(timeout=30_000)
             if name == "solutions":
                 table = page.locator("[data-testid=stDataFrame]").first
                 expect(table).to_be_visible(timeout=30_000)

@@ -187,7 +187,7 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 10, "t": 40, "b": 10},
-        legend=below if height > 300 else above,
+        legend=below if height > 300 or figure.layout.annotations else above,  # titles of panels stand above
         hovermode="closest",
         uirevision="keep",
         paper_bgcolor="rgba(0,0,0,0)",

@@ -123,7 +123,7 @@ def differences(table: DataFrame, labels: Mapping[str, str]) -> go.Figure:
                 row=1, col=column,
             )  # fmt: skip
         figure.add_vline(x=0, line={"color": GREY, "width": 1}, row=1, col=column)
-    figure.update_xaxes(title_text="difference in accuracy, points")
+    figure.update_xaxes(title_text="difference, points")
     return finish(figure, height=180 + 50 * table["point_id"].nunique())
 
 

@@ -100,12 +100,15 @@ def guarded(draw: Callable[[], Any]) -> Any:
     """Draw a page or a part of one. What nobody foresaw becomes one sentence, and its traceback goes into a log."""
     try:
         return draw()
+    except store.StoreBusy as busy:
+        st.warning(str(busy), icon="⏳")
     except Exception as error:  # nobody after us could: Streamlit would show the traceback
+        said = plain(redacted(f"{type(error).__name__}: {error}").splitlines()[0][:200])
         st.error(
-            f"This part of the page could not be drawn ({type(error).__name__}). What happened is in "
-            f"{plain(write_down(error))}; runs go on, and nothing is lost."
+            f"This part of the page could not be drawn ({said}). What happened is in {plain(write_down(error))}; runs "
+            "go on, and nothing is lost."
         )
-        return None
+    return None
 
 
 def write_down(error: Exception) -> str:
@@ -124,7 +127,7 @@ def write_down(error: Exception) -> str:
 
 def live(draw: Callable[[], Any], every_s: float | None) -> None:
     """Draw a part of a page now, and again by itself every so often."""
-    st.fragment(lambda: guarded(lambda: attempt(draw)), run_every=every_s)()
+    st.fragment(lambda: guarded(draw), run_every=every_s)()
 
 
 def show_delay(db: Path) -> None:
