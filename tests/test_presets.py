@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from tests.conftest import DATASETS, ROOT, needs_datasets
 from workbench import cli, machine
 from workbench.machine import Gpu
-from workbench.settings import PRESETS, build_config, load_settings, parse_assignments, preset_names
-from workbench.shapes import facts
+from workbench.settings import PRESETS, build_config, facts, load_settings, parse_assignments, preset_names
 
 PAPER = [f"{model}-{task}" for model in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama2-7b") for task in ("gsm8k", "math")]
 DISTILLED = ["distill-qwen2.5-0.5b", "distill-qwen2.5-1.5b"]

@@ -25,9 +25,9 @@ from workbench.machine import Gpu, Machine, hosts, this_machine
 from workbench.memory import training
 from workbench.plan import plan
 from workbench.rundir import RunDir
-from workbench.settings import NotHere, setting
-from workbench.shapes import Shape, facts, find_shape
-from workbench.tasks import check_source
+from workbench.settings import NotHere, facts, setting
+from workbench.shapes import Shape, find_shape
+from workbench.tasks import check_source, recorded_rows
 
 ASSUMED = Gpu("A100 80 GB, assumed", 79.0)
 COUNTS = (1, 2, 4, 8, 16)
@@ -167,8 +167,7 @@ def _about_tasks(config: RunConfig) -> list[dict[str, Any]]:
             task = check_source(TaskSource(task=name, datasets=config.datasets), split)
         except ValueError:
             task = None
-        known = facts("tasks").get(name, {}).get(split)
-        count = len(task.questions) if task else known
+        count = len(task.questions) if task else recorded_rows(name, split)
         rows.append(
             {
                 "task": Path(name).stem,

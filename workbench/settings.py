@@ -13,6 +13,8 @@ from workbench.config import AnalyzeConfig, MergeConfig, RunConfig, Section
 from workbench.redact import redacted, refuse_secrets
 
 PRESETS = Path(__file__).parent / "presets"
+FACTS = PRESETS / "facts.json"
+"""Public config.json values of the presets' models; rows of the data sets where they are read from, mean lengths."""
 REQUIRED = tuple(name for name, field in RunConfig.model_fields.items() if field.is_required())
 """Settings that have no default."""
 Checked = TypeVar("Checked", bound=Section)
@@ -69,6 +71,11 @@ def load_settings(source: str | Path | None) -> dict[str, Any]:
         return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def facts(part: str) -> Mapping[str, Mapping[str, Any]]:
+    """What is shipped about the presets' models ("models") or the known data sets ("tasks")."""
+    return json.loads(FACTS.read_text(encoding="utf-8"))[part]
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
