@@ -7,14 +7,13 @@ import streamlit as st
 
 from workbench import checks, compare, origins, rundir, screen, solutions
 from workbench.config import LoraConfig, RunConfig
-from workbench.settings import REQUIRED, changed, command, load_preset, preset_names
+from workbench.settings import REQUIRED, as_text, changed, command, load_preset, preset_names
 from workbench.tasks import TASKS
 
 HOME = rundir.home()
 NEW = {"accept_new_options": True}
 NO_PRESET = "none: the documented defaults"
-BARE = RunConfig.model_construct(model="", train_task="")
-"""The defaults, with what is required still to be filled in."""
+BARE = RunConfig.model_construct(model="", train_task="")  # the defaults, and what is required still to be given
 METHODS = {
     "vanilla": "learn from the last kept solutions (STaR)",
     "mixture": "and from a share of the earlier ones",
@@ -215,6 +214,12 @@ def ask_comparison(preset: str | None, chosen: dict[str, Any]) -> None:
                 screen.watch(started[0], "accuracy")
 
 
+def in_words(row: dict[str, Any]) -> str:
+    """A setting, its value, and its default where it has one."""
+    words = f"{row['setting']}: {screen.plain(as_text(row['value']))}"
+    return words if row["setting"] in REQUIRED else f"{words}, default {screen.plain(as_text(row['default']))}"
+
+
 def show_settings(preset: str | None, config: RunConfig, chosen: dict[str, Any]) -> None:
     """Which preset, what differs from the documented defaults and where that comes from, and the command for it."""
     said = origins.told(config, preset, changed(preset, config, list(chosen)))
@@ -224,7 +229,9 @@ def show_settings(preset: str | None, config: RunConfig, chosen: dict[str, Any])
     st.code(command(preset, config, list(chosen)), language="bash", wrap_lines=True)
     count = len(said["settings"])
     with st.expander(f"{said['settings_from'].capitalize()}: the documented defaults but for {count} settings"):
-        st.code("\n".join(origins.differences(said)), language=None, wrap_lines=True)
+        for origin in dict.fromkeys(row["origin"] for row in said["settings"]):
+            st.caption("Set here:" if origin == "--set" else f"From {origin}:")
+            st.caption("\n".join(f"- {in_words(row)}" for row in said["settings"] if row["origin"] == origin))
 
 
 st.title("New run")
@@ -236,7 +243,11 @@ with form:
     chosen = ask(preset, screen.preset_config(preset) if preset else BARE)
 with side:
     st.subheader("Check")
-    config = screen.attempt(lambda: screen.preset_config(preset, chosen))
+    config = None
+    if chosen.keys() >= set(REQUIRED):
+        config = screen.attempt(lambda: screen.preset_config(preset, chosen))
+    else:
+        st.info("Give a base model and a train task; for all other settings the documented defaults are filled in.")
     problems = checks.check(config, HOME) if config else []
     for problem in problems:
         st.error(screen.plain(problem))

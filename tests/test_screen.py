@@ -91,18 +91,20 @@ def test_new_run_page_checks_as_one_types(page):
 
 def test_new_run_says_where_values_come_from_and_goes_without_a_preset(page):
     opened = page("new_run.py")
-    assert "sft.learning_rate=0.0004  (default 2e-05; preset pocket)" in opened.code[1].value
+    assert opened.main[0].type == "title"
+    said = [caption.value for caption in opened.caption]
+    assert "- sft.learning_rate: 0.0004, default 2e-05\n" in said[said.index("From preset pocket:") + 1]
     opened.text_input(key="pocket_model").set_value("Qwen/Qwen2.5-0.5B-Instruct").run()
     assert "preset pocket is made for data/pocket/model" in opened.warning[0].value
+    said = [caption.value for caption in opened.caption]
+    assert said[said.index("Set here:") + 1] == "- model: Qwen/Qwen2.5-0.5B-Instruct"
     opened.selectbox[0].set_value("none: the documented defaults").run()
-    assert not opened.exception and "model and train_task must be given" in opened.error[0].value
+    assert "Give a base model and a train task" in opened.info[0].value and opened.button[0].disabled
     opened.text_input(key="None_model").set_value("Qwen/Qwen2.5-0.5B-Instruct")
     opened.selectbox(key="None_train").set_value("gsm8k").run()
     assert opened.code[0].value == "workbench run --set model=Qwen/Qwen2.5-0.5B-Instruct --set train_task=gsm8k"
-    assert opened.code[1].value.splitlines() == [
-        "model=Qwen/Qwen2.5-0.5B-Instruct  (required; --set)",
-        "train_task=gsm8k  (required; --set)",
-    ]
+    said = [caption.value for caption in opened.caption]
+    assert said[said.index("Set here:") + 1] == "- model: Qwen/Qwen2.5-0.5B-Instruct\n- train_task: gsm8k"
     assert not opened.error and not opened.exception
 
 

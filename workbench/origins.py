@@ -35,18 +35,13 @@ def told(config: RunConfig, source: Source, names: Collection[str]) -> dict[str,
 
 
 def lines(said: Mapping[str, Any]) -> list[str]:
-    """`told` for people: where the settings come from, then a line for each that is not as documented."""
-    head = f"Settings: {said['settings_from']}. The documented defaults hold, but for:"
-    return [head, *(f"  {line}" for line in differences(said))]
-
-
-def differences(said: Mapping[str, Any]) -> list[str]:
-    """A line for each setting of `told`, as `--set` takes it."""
-    found = []
+    """`told` for people: where the settings come from, then a line for each that is not as documented, as
+    `--set` takes it."""
+    found = [f"Settings: {said['settings_from']}. The documented defaults hold, but for:"]
     for row in said["settings"]:
         name = row["setting"]
         before = "required" if name in REQUIRED else f"default {as_text(row['default'])}"
-        found.append(f"{assignment(name, row['value'])}  ({before}; {row['origin']})")
+        found.append(f"  {assignment(name, row['value'])}  ({before}; {row['origin']})")
     return found
 
 
