@@ -247,7 +247,7 @@ with side:
     if chosen.keys() >= set(REQUIRED):
         config = screen.attempt(lambda: screen.preset_config(preset, chosen))
     else:
-        st.info("Give a base model and a train task; for all other settings the documented defaults are filled in.")
+        st.info("Give a base model and a train task.")
     problems = checks.check(config, HOME) if config else []
     for problem in problems:
         st.error(screen.plain(problem))
