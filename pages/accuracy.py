@@ -48,7 +48,8 @@ def group_words(groups: pd.DataFrame) -> list[str]:
 def curves(runs: pd.DataFrame, called: pd.DataFrame, accuracies: pd.DataFrame) -> None:
     """One run by checkpoint and task; several by iteration, or by method with their seeds together."""
     if len(called) == 1:
-        one_run(runs[runs["run_id"] == called["run_id"].iloc[0]].iloc[0], accuracies)
+        taught = called["arm"].str.contains("taught").all()
+        one_run(runs[runs["run_id"] == called["run_id"].iloc[0]].iloc[0], accuracies, taught)
         return
     if called.groupby("arm")["seed"].nunique().max() > 1 and st.toggle("Seeds of a method together", value=True):
         pooled = arms.seeds_pooled(DB, called)
@@ -83,15 +84,16 @@ def curves(runs: pd.DataFrame, called: pd.DataFrame, accuracies: pd.DataFrame) -
         st.warning("These runs have different OOD tasks, so their OOD means are not of the same questions.")
 
 
-def one_run(row: pd.Series, accuracies: pd.DataFrame) -> None:
+def one_run(row: pd.Series, accuracies: pd.DataFrame, taught: bool) -> None:
     """One run by checkpoint and task, with the paper's own values where it has any."""
     order = charts.checkpoint_order(row["method"], row["iterations"], "start" in set(accuracies["kind"]))
-    theirs = paper.paper_frame(row["model"], row["train_task"])
+    theirs = paper.paper_frame(row["model"], row["train_task"], taught=taught)
     figure = charts.accuracy_by_checkpoint(accuracies, order, theirs)
     widgets.chart(figure, "accuracy", recipes.accuracy, run_id=row["run_id"])
     st.caption(
         "Points: accuracy with its 95 % Wilson interval. Dotted: the base. ● base, ■ SFT, ◆ merged."
-        + " × the paper's tables 2 and 3, which print no n." * (len(theirs) > 0)
+        + f" × the paper's table {paper.DISTILLATION if taught else paper.SELF_IMPROVEMENT}, which prints no n."
+        * (len(theirs) > 0)
     )
 
 

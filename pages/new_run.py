@@ -5,13 +5,15 @@ from typing import Any
 
 import streamlit as st
 
-from workbench import checks, chosen_runs, compare, rundir, screen, solutions
+from workbench import checks, chosen_runs, compare, origins, rundir, screen, solutions
 from workbench.config import LoraConfig, RunConfig
-from workbench.settings import command, load_settings, preset_names
+from workbench.settings import REQUIRED, as_text, changed, command, load_preset, preset_names
 from workbench.tasks import TASKS
 
 HOME = rundir.home()
 NEW = {"accept_new_options": True}
+NO_PRESET = "none: the documented defaults"
+BARE = RunConfig.model_construct(model="", train_task="")  # the defaults, and what is required still to be given
 METHODS = {
     "vanilla": "learn from the last kept solutions (STaR)",
     "mixture": "and from a share of the earlier ones",
@@ -26,8 +28,8 @@ PLACES = {"machine": "this machine", "ray": "Ray cluster"}
 Key = Callable[[str], dict[str, Any]]
 
 
-def ask(preset: str, shipped: RunConfig) -> dict[str, Any]:
-    """The form; every value starts as the preset has it."""
+def ask(preset: str | None, shipped: RunConfig) -> dict[str, Any]:
+    """The form; every value starts as the preset has it. What is required and not given yet is left out."""
 
     def key(name: str) -> dict[str, Any]:
         return {"key": f"{preset}_{name}"}
@@ -35,13 +37,17 @@ def ask(preset: str, shipped: RunConfig) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     known = list(TASKS)
     chosen["model"] = st.text_input(
-        "Base model", shipped.model, help="A directory or a Hugging Face hub name.", **key("model")
+        "Base model",
+        shipped.model,
+        placeholder="a directory, or a hub name",
+        help="A directory or a Hugging Face hub name.",
+        **key("model"),
     )
     chosen["trust_remote_code"] = screen.ask_trust(shipped.trust_remote_code, f"{preset}_trust")
     chosen["train_task"] = st.selectbox(
         "Train task (its test set is ID)",
         known,
-        index=known.index(shipped.train_task),
+        index=known.index(shipped.train_task) if shipped.train_task else None,
         help="A name, or a directory with train.jsonl and test.jsonl: type its path.",
         **NEW,
         **key("train"),
@@ -94,7 +100,8 @@ def ask(preset: str, shipped: RunConfig) -> dict[str, Any]:
         "Learning rate", value=shipped.sft.learning_rate, format="%g", **key("rate")
     )
     chosen["epochs"] = right.number_input("Epochs", 1, None, shipped.sft.epochs, **key("epochs"))
-    return chosen | ask_training(shipped, key) | ask_sampling(shipped, key)
+    chosen |= ask_training(shipped, key) | ask_sampling(shipped, key)
+    return {name: value for name, value in chosen.items() if value or name not in REQUIRED}
 
 
 def ask_sampling(shipped: RunConfig, key: Key) -> dict[str, Any]:
@@ -194,27 +201,53 @@ def ask_training(shipped: RunConfig, key: Key) -> dict[str, Any]:
     return chosen
 
 
-def ask_comparison(preset: str, chosen: dict[str, Any]) -> None:
+def ask_comparison(preset: str | None, chosen: dict[str, Any]) -> None:
     """The same settings with several methods and seeds, each a run."""
     with st.expander("Compare methods on the same seeds and samples"):
         default = ["vanilla", "mixture", "accumulation", "imm"]
         methods = st.multiselect("Methods", list(compare.ARMS), default=default)
         seeds = st.text_input("Seeds", str(chosen["seed"]), help="Whole numbers with commas between, as in 0, 1, 2.")
-        configs = screen.attempt(lambda: compare.arms(load_settings(preset), chosen, methods, compare.numbers(seeds)))
+        configs = screen.attempt(lambda: compare.arms(load_preset(preset), chosen, methods, compare.numbers(seeds)))
         if st.button(f"Start {len(configs or [])} runs", disabled=not configs):
             started = screen.attempt(lambda: compare.launch_all(configs, HOME, once_s=screen.DOUBLE_CLICK_S))
             if started:
                 chosen_runs.watch(started, "accuracy")
 
 
+def in_words(row: dict[str, Any]) -> str:
+    """A setting, its value, and its default where it has one."""
+    words = f"{row['setting']}: {screen.plain(as_text(row['value']))}"
+    return words if row["setting"] in REQUIRED else f"{words}, default {screen.plain(as_text(row['default']))}"
+
+
+def show_settings(preset: str | None, config: RunConfig, chosen: dict[str, Any]) -> None:
+    """Which preset, what differs from the documented defaults and where that comes from, and the command for it."""
+    said = origins.told(config, preset, changed(preset, config, list(chosen)))
+    for note in said["notes"]:
+        st.warning(screen.plain(note))
+    st.caption("The same from a terminal:")
+    st.code(command(preset, config, list(chosen)), language="bash", wrap_lines=True)
+    count = len(said["settings"])
+    with st.expander(f"{said['settings_from'].capitalize()}: the documented defaults but for {count} settings"):
+        for origin in dict.fromkeys(row["origin"] for row in said["settings"]):
+            st.caption("Set here:" if origin == "--set" else f"From {origin}:")
+            st.caption("\n".join(f"- {in_words(row)}" for row in said["settings"] if row["origin"] == origin))
+
+
 st.title("New run")
 form, side = st.columns([3, 2], gap="large")
 with form:
-    preset = st.selectbox("Preset", preset_names(), index=preset_names().index("pocket"))
-    chosen = ask(preset, screen.preset_config(preset))
+    presets = [NO_PRESET, *preset_names()]
+    named = st.selectbox("Preset", presets, index=presets.index("pocket"))
+    preset = None if named == NO_PRESET else named
+    chosen = ask(preset, screen.preset_config(preset) if preset else BARE)
 with side:
     st.subheader("Check")
-    config = screen.attempt(lambda: screen.preset_config(preset, chosen))
+    config = None
+    if chosen.keys() >= set(REQUIRED):
+        config = screen.attempt(lambda: screen.preset_config(preset, chosen))
+    else:
+        st.info("Give a base model and a train task.")
     problems = checks.check(config, HOME) if config else []
     for problem in problems:
         st.error(screen.plain(problem))
@@ -223,8 +256,7 @@ with side:
         for remark in checks.remarks(config):
             st.warning(screen.plain(remark))
     if config:
-        st.caption("The same from a terminal:")
-        st.code(command(preset, config, list(chosen)), language="bash", wrap_lines=True)
+        show_settings(preset, config, chosen)
         with st.expander("What the model is asked, exactly as sent"):
             for name, text in screen.attempt(lambda: solutions.preview(config)) or []:
                 st.caption(name)

@@ -41,6 +41,7 @@ MAY = {
     "memory": {"machine", "shapes"},
     "estimate": {"core", "engines", "jobs", "machine", "memory", "plan", "shapes", "tasks"},
     "preflight": {"checkpoints", "core", "estimate", "machine", "memory"},
+    "origins": {"checkpoints", "section"},
     "dry_run": {
         "checkpoints",
         "checks",
@@ -50,6 +51,7 @@ MAY = {
         "launch",
         "machine",
         "memory",
+        "origins",
         "plan",
         "preflight",
         "shapes",
@@ -227,6 +229,7 @@ def test_pages_draw_and_ask_only(page):
             "eval_charts",
             "grading",
             "ledger",
+            "origins",
             "paper",
             "prompting",
             "recipes",
@@ -263,6 +266,7 @@ def test_pages_draw_and_ask_only(page):
         "layers_cli",
         "preflight",
         "dry_run",
+        "origins",
     ],
 )
 def test_the_screens_side_never_loads_torch(module):

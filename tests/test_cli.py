@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from workbench.rundir import all_runs
 
 POCKET = ROOT / "data" / "pocket"
 COMMAND = Path(sys.executable).with_name("workbench")
@@ -27,8 +28,14 @@ def test_an_empty_home_says_how_to_start(home):
     ("words", "said"),
     [
         (["run", "--set", "alpha=2"], "merge.alpha: Input should be less than or equal to 1, got 2"),
+        (
+            ["run"],
+            "Error: model and train_task must be given, there is no default: --set model=... --set train_task=...",
+        ),
+        (["run", "--set", "model=x"], "Error: train_task must be given, there is no default: --set train_task=..., or"),
+        (["compare", "--methods", "imm"], "or take a preset (--preset pocket tries everything out)"),
         (["run", "--preset", "nope"], "no preset or file 'nope'"),
-        (["run", "--set", "model=./missing"], "no model directory './missing'"),
+        (["run", "--preset", "pocket", "--set", "model=./missing"], "no model directory './missing'"),
         (["show", "no-such-run"], "no run 'no-such-run'"),
         (["show", "../../etc"], "no run '../../etc'"),
         (["stop", "x"], "no run 'x'"),
@@ -40,6 +47,19 @@ def test_bad_input_is_one_sentence_and_exit_code_2(home, words, said):
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_starts_says_which_values_are_not_the_defaults(home):
+    """Beside its output, which with --detach is the run's id alone."""
+    assert workbench("queue", "pause").returncode == 0
+    done = workbench("run", "--preset", "pocket", "--detach", "--set", "alpha=0.3", "--set", "threads=1")
+    assert done.returncode == 0, done.stderr
+    assert [done.stdout.strip()] == [run.run_id for run in all_runs(home)]
+    said = done.stderr.splitlines()
+    assert said[0].startswith("Settings: preset pocket. The documented defaults hold")
+    assert "  sft.learning_rate=0.0004  (default 2e-05; preset pocket)" in said
+    assert "  merge.alpha=0.3  (default 0.5; --set)" in said
+    assert not any(line.startswith("  sft.epochs") for line in said)
 
 
 def test_show_and_sql_speak_json(finished_run, monkeypatch):

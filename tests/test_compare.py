@@ -240,7 +240,7 @@ def test_real_and_mixed_are_held_against_samples_alone():
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence_and_nothing_starts(home, arguments, said):
-    result = CliRunner().invoke(app, ["compare", *arguments])
+    result = CliRunner().invoke(app, ["compare", "--preset", "pocket", *arguments])
     assert said in str(result.exception) and isinstance(result.exception, ConfigError | ValueError)
     assert not list(home.glob("runs/*/config.json"))
 
@@ -253,8 +253,16 @@ def test_what_a_comparison_takes_is_said_before_it_starts(home, monkeypatch):
     rows = [re.findall(r"[\w.]+", line) for line in right.output.splitlines() if re.search(r"^ *(vanilla|imm) ", line)]
     assert [row[:2] for row in rows] == [["vanilla", "0"], ["imm", "0"], ["vanilla", "1"], ["imm", "1"]]
     assert all(float(hours) > 1 and float(size) > 10 for _, _, hours, size in rows)
+    assert "sft.zero=3  (default 0; preset llama2-7b-gsm8k)" in right.output and "method=" not in right.output
     assert wrong.exit_code == 2 and "imm, seed 1): no task 'nowhere'" in wrong.output
     assert not list(home.glob("runs/*/config.json"))
+
+
+def test_a_comparison_without_a_preset_has_the_documented_defaults(home):
+    words = ["--methods", "vanilla", "--set", "model=Qwen/Qwen2.5-0.5B-Instruct", "--set", "train_task=gsm8k"]
+    output = CliRunner().invoke(app, ["compare", *words, "--dry-run"]).output
+    said = output.partition("Settings: no preset.")[2].splitlines()[1:4]
+    assert [line.startswith("  ") for line in said] == [True, True, False]
 
 
 def test_a_run_on_real_data_samples_nothing(home):

@@ -76,6 +76,14 @@ def test_the_command_shown_makes_the_same_config():
     assert setting(config, "alpha") == 0.25
 
 
+def test_the_command_without_a_preset_gives_what_is_required():
+    changes = {"model": "my dir/model", "train_task": "gsm8k", "alpha": 0.5, "temperatures": "0.1, 0.7"}
+    config = build_config({}, changes)
+    words = shlex.split(command(None, config, list(changes)))
+    assert words[:2] == ["workbench", "run"] and "alpha=0.5" not in words and "--preset" not in words
+    assert build_config({}, parse_assignments([word for word in words if "=" in word])) == config
+
+
 def test_a_setting_of_an_optional_section_is_set_and_a_misspelt_one_named():
     assert build_config(load_settings("pocket"), {"sft.lora.rank": 3}).sft.lora.rank == 3
     assert build_config(load_settings("pocket") | {"sft": {"lora": None}}, {"sft.lora.rank": 3}).sft.lora.rank == 3

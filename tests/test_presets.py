@@ -2,15 +2,15 @@
 
 import json
 import re
+import shlex
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.conftest import DATASETS, needs_datasets
+from tests.conftest import DATASETS, ROOT, needs_datasets
 from workbench import cli, machine
 from workbench.machine import Gpu
-from workbench.settings import PRESETS, build_config, load_settings, preset_names
-from workbench.shapes import facts
+from workbench.settings import PRESETS, build_config, facts, load_settings, parse_assignments, preset_names
 
 PAPER = [f"{model}-{task}" for model in ("qwen2.5-0.5b", "qwen2.5-1.5b", "llama2-7b") for task in ("gsm8k", "math")]
 DISTILLED = ["distill-qwen2.5-0.5b", "distill-qwen2.5-1.5b"]
@@ -118,6 +118,53 @@ def test_eight_gpus_are_enough_for_the_largest_preset(monkeypatch):
     monkeypatch.setattr("workbench.dry_run.this_machine", lambda root: machine.Machine((A100,) * 8, 400.0, 1000.0))
     code, found = dry_run("--preset", "llama2-7b-math", "--set", "engine.batch_size=32")
     assert code == 0 and found["problems"] == [] and found["machine"]["is_meant"]
+
+
+def given(found):
+    """What a plan says of the settings that are not the defaults: value, default and where from, by name."""
+    return {row["setting"]: (row["value"], row["default"], row["origin"]) for row in found["settings"]}
+
+
+def test_without_a_preset_the_documented_defaults_hold():
+    words = ["--set", f"model={ROOT / 'data' / 'pocket' / 'model'}", "--set", "train_task=pocket_steps"]
+    code, found = dry_run(*words, "--set", "sample.few_shot=10", "--set", "alpha=0.3")
+    assert code == 0 and found["preset"] is None and found["settings_from"] == "no preset"
+    assert given(found) == {
+        "model": (str(ROOT / "data" / "pocket" / "model"), None, "--set"),
+        "train_task": ("pocket_steps", None, "--set"),
+        "merge.alpha": (0.3, 0.5, "--set"),
+    }
+    assert not any("preset" in note for note in found["notes"])
+
+
+def test_a_plan_says_what_comes_from_a_preset_and_what_was_set():
+    words = ["--set", "model=Qwen/Qwen2.5-0.5B-Instruct", "--set", "sft.lora.rank=8", "--set", "num_questions=1000"]
+    code, found = dry_run("--preset", "pocket", *words, "--on", "machine")
+    rows = given(found)
+    assert found["preset"] == "pocket" and rows["model"] == ("Qwen/Qwen2.5-0.5B-Instruct", None, "--set")
+    assert rows["sft.learning_rate"] == (4e-4, 2e-5, "preset pocket") and rows["sft.lora"][2] == "--set"
+    assert rows["evaluate.max_new_tokens"] == (64, 512, "preset pocket") and rows["num_questions"][2] == "--set"
+    assert "preset pocket is made for data/pocket/model, and its values may not suit Qwen/" in found["notes"][0]
+    assert given(dry_run("--preset", "pocket")[1]).keys() == rows.keys() - {"sft.lora"}
+    assert dry_run("--preset", "pocket")[1]["notes"] == []
+
+
+def test_a_file_of_settings_is_named_and_a_section_that_was_set_counts_as_set(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('train_task = "gsm8k"\n[sft]\nepochs = 1\n[sample]\nfew_shot = 3\n')
+    code, found = dry_run("--config", str(file), "--set", "model=a/b", "--set", 'sample={"few_shot": 4}')
+    rows = given(found)
+    assert (found["preset"], rows["sft.epochs"]) == (None, (1, 3, f"file {file}"))
+    assert (rows["sample.few_shot"], rows["model"][2]) == ((4, 10, "--set"), "--set")
+
+
+def test_the_lines_of_a_plan_are_what_set_takes():
+    done = CliRunner().invoke(cli.app, ["run", "--preset", "qwen2.5-0.5b-math", "--dry-run"])
+    lines = done.stdout.partition("Settings: preset qwen2.5-0.5b-math.")[2].splitlines()[1:]
+    lines = [line.strip() for line in lines[: next(n for n, line in enumerate(lines) if line[:2] != "  ")]]
+    words = [shlex.split(line.partition("  (")[0])[0] for line in lines]
+    config = build_config(load_settings("qwen2.5-0.5b-math"))
+    assert build_config({}, parse_assignments(words)) == config and "sft.zero=3" in words and "epochs" not in str(words)
 
 
 def test_the_pocket_run_passes_on_this_machine():

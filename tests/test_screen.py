@@ -130,6 +130,25 @@ def test_the_log_of_the_screen_stays_small(home, monkeypatch):
     assert all(path.stat().st_size < 3000 for path in home.iterdir())
 
 
+def test_new_run_says_where_values_come_from_and_goes_without_a_preset(page):
+    opened = page("new_run.py")
+    assert opened.main[0].type == "title"
+    said = [caption.value for caption in opened.caption]
+    assert "- sft.learning_rate: 0.0004, default 2e-05\n" in said[said.index("From preset pocket:") + 1]
+    opened.text_input(key="pocket_model").set_value("Qwen/Qwen2.5-0.5B-Instruct").run()
+    assert "preset pocket is made for data/pocket/model" in opened.warning[0].value
+    said = [caption.value for caption in opened.caption]
+    assert said[said.index("Set here:") + 1] == "- model: Qwen/Qwen2.5-0.5B-Instruct"
+    opened.selectbox[0].set_value("none: the documented defaults").run()
+    assert "Give a base model and a train task" in opened.info[0].value and opened.button[0].disabled
+    opened.text_input(key="None_model").set_value("Qwen/Qwen2.5-0.5B-Instruct")
+    opened.selectbox(key="None_train").set_value("gsm8k").run()
+    assert opened.code[0].value == "workbench run --set model=Qwen/Qwen2.5-0.5B-Instruct --set train_task=gsm8k"
+    said = [caption.value for caption in opened.caption]
+    assert said[said.index("Set here:") + 1] == "- model: Qwen/Qwen2.5-0.5B-Instruct\n- train_task: gsm8k"
+    assert not opened.error and not opened.exception
+
+
 def test_empty_home_offers_the_pocket_run(home):
     opened = AppTest.from_file(str(PAGES / "runs.py"), default_timeout=30).run()
     assert not opened.exception

@@ -12,8 +12,7 @@ from workbench.jobs import TaskSource
 from workbench.machine import this_machine
 from workbench.prompting import open_prompts, sampling_format
 from workbench.settings import NotHere
-from workbench.shapes import facts
-from workbench.tasks import check_source, check_worked, draw_questions
+from workbench.tasks import TASKS, check_source, check_worked, draw_questions, recorded_rows
 
 
 def check(config: RunConfig, root: Path) -> list[str]:
@@ -53,7 +52,8 @@ def findings(config: RunConfig, root: Path) -> tuple[list[str], list[str]]:
 
 
 def remarks(config: RunConfig, *, missing_ok: bool = False) -> list[str]:
-    """What a person should know of a config that passes `check`: rows of task files that cannot be used.
+    """What a person should know of a config that passes `check`: rows of task files that cannot be used, and files
+    of a named task that have other rows than its source.
 
     With `missing_ok`, tasks whose rows are not on this machine are passed over.
     """
@@ -66,7 +66,14 @@ def remarks(config: RunConfig, *, missing_ok: bool = False) -> list[str]:
             if not missing_ok:
                 raise
             continue
-        if task is not None and task.problems:
+        if task is None:
+            continue
+        if task.num_rows != (recorded := recorded_rows(name, split) or task.num_rows):
+            found.append(
+                f"{name}, {split}: the file here has {task.num_rows:,} rows, {TASKS[name].hub or 'its edition'} has "
+                f"{recorded:,}: these are not the same questions"
+            )
+        if task.problems:
             used = f"{len(task.questions)} of {task.num_rows} rows are used"
             found.append(f"{task.name}, {split}: {used}; {'; '.join(task.problems[:3])}")
     return found
@@ -144,7 +151,7 @@ def _check_prompts(config: RunConfig) -> None:
 
 def _check_number(config: RunConfig) -> None:
     """Of a data set that is still to be fetched, the size is known."""
-    count = facts("tasks").get(config.train_task, {}).get("train")
+    count = recorded_rows(config.train_task, "train")
     if count and config.num_questions and config.num_questions > count - config.sample.few_shot:
         raise ValueError(
             f"num_questions is {config.num_questions}, but {config.train_task} has {count - config.sample.few_shot} "

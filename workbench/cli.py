@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from workbench import checks, compare_cli, disk, gc_cli, grading_cli, layers_cli, queue_cli, rundir
+from workbench import checks, compare_cli, disk, gc_cli, grading_cli, layers_cli, origins, queue_cli, rundir
 from workbench import dry_run as planning
 from workbench import launch as launching
 from workbench.config import task_name
@@ -50,7 +50,7 @@ def main() -> None:
 
 @app.command()
 def run(
-    preset: Annotated[str | None, typer.Option(help="A shipped preset (default: pocket).")] = None,
+    preset: Annotated[str | None, typer.Option(help="A shipped preset; without one the defaults.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML or JSON file of settings.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     on: Annotated[str | None, typer.Option(help="machine (this one) or ray (a cluster).")] = None,
@@ -63,16 +63,20 @@ def run(
     """Launch a run and follow it. Ctrl-C ends the following, not the run."""
     if preset and config:
         raise ValueError("give --preset or --config, not both")
-    named = {"on": on, "ray.address": address}
-    asked = parse_assignments(changes or []) | {name: value for name, value in named.items() if value is not None}
-    settings = build_config(load_settings(config or preset or "pocket"), asked)
-    root = rundir.home()
     if as_json and not dry_run:
         raise ValueError("--json goes with --dry-run; of a run that was launched: workbench show RUN --json")
+    named = {"on": on, "ray.address": address}
+    asked = parse_assignments(changes or []) | {name: value for name, value in named.items() if value is not None}
+    source = config or preset
+    settings = build_config(load_settings(source), asked)
+    said = origins.told(settings, source, asked)
+    root = rundir.home()
     if dry_run:
-        raise typer.Exit(planning.run(settings, preset, root, out, as_json=as_json))
+        raise typer.Exit(planning.run(settings, said, root, out, as_json=as_json))
     run_id = launching.launch(settings, root, priority=priority)
-    for remark in checks.remarks(settings):
+    for line in origins.lines(said):
+        err.print(line, markup=False, soft_wrap=True)
+    for remark in said["notes"] + checks.remarks(settings):
         err.print(remark, style="yellow", markup=False)
     out.print(run_id)
     if not detach:

@@ -1,28 +1,31 @@
 """The command `compare`: several methods on the same seeds, in one table at the end."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from workbench import arms, charts, compare, launch, preflight, queueing, rundir
+from workbench import arms, charts, compare, launch, origins, preflight, queueing, rundir
 from workbench import dry_run as planning
 from workbench.config import RunConfig
-from workbench.settings import ConfigError, load_settings, parse_assignments
+from workbench.settings import ConfigError, build_config, load_settings, parse_assignments
 
 out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
 POLL_S = 1.0
 
 
 def run_comparison(
     methods: Annotated[str, typer.Option(help=f"Some of {', '.join(compare.ARMS)}.")],
     seeds: Annotated[str, typer.Option(help="Seeds, as in 0,1,2.")] = "0",
-    preset: Annotated[str, typer.Option(help="A shipped preset, or a TOML or JSON file of settings.")] = "pocket",
+    preset: Annotated[
+        str | None, typer.Option(help="A shipped preset, or a TOML or JSON file of settings; without one the defaults.")
+    ] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
     detach: Annotated[bool, typer.Option(help="Do not follow the runs; print their ids.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Start nothing; check it, print its cost.")] = False,
@@ -34,9 +37,13 @@ def run_comparison(
     if taken := {"method", "seed", "group"} & wanted.keys():
         raise ConfigError(f"{min(taken)} cannot be --set in a comparison, which goes by --methods and --seeds")
     configs = compare.arms(settings, wanted, _words(methods), compare.numbers(seeds))
+    said = origins.told(build_config(settings, wanted), preset, wanted)
+    said["settings"] = [row for row in said["settings"] if row["setting"] not in ("method", "seed")]  # of each run
     if dry_run:
+        _print_settings(said, out)
         raise typer.Exit(_print_plan(configs, root))
     run_ids = compare.launch_all(configs, root)
+    _print_settings(said, err)
     out.print(f"comparison {configs[0].group}: {len(run_ids)} runs")
     for run_id, config in zip(run_ids, configs, strict=True):
         out.print(f"{run_id}  {compare.arm_of(config)}, seed {config.seed}")
@@ -44,9 +51,15 @@ def run_comparison(
         raise typer.Exit(1)
 
 
+def _print_settings(said: Mapping[str, Any], console: Console) -> None:
+    """What all the runs share, and where it comes from."""
+    for line in [*origins.lines(said), *(f"Note: {note}" for note in said["notes"])]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
 def _print_plan(configs: Sequence[RunConfig], root: Path) -> int:
     """What each run would take; the exit code: 0, or 2 where one of them could not go well."""
-    found = [planning.report(config, None, root) for config in configs]
+    found = [planning.report(config, root) for config in configs]
     machine, wrong = found[0]["machine"], any(one["problems"] for one in found)
     if not wrong and (machine["is_meant"] or configs[0].on == "ray"):
         found[0]["problems"] = list(filter(None, [preflight.disk_problem(configs, root)]))

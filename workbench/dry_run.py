@@ -6,6 +6,7 @@ model lies here. Else the plan is made for an assumed GPU, as on a laptop or a c
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from workbench import checkpoints, checks, preflight
+from workbench import checkpoints, checks, origins, preflight
 from workbench.config import RunConfig
 from workbench.engines import engine_kind
 from workbench.estimate import Estimate, assumptions, estimate
@@ -24,9 +25,9 @@ from workbench.machine import Gpu, Machine, hosts, this_machine
 from workbench.memory import training
 from workbench.plan import plan
 from workbench.rundir import RunDir
-from workbench.settings import NotHere, setting
-from workbench.shapes import Shape, facts, find_shape
-from workbench.tasks import check_source
+from workbench.settings import NotHere, facts, setting
+from workbench.shapes import Shape, find_shape
+from workbench.tasks import check_source, recorded_rows
 
 ASSUMED = Gpu("A100 80 GB, assumed", 79.0)
 COUNTS = (1, 2, 4, 8, 16)
@@ -56,9 +57,11 @@ SENTENCES = {
 UNREAD_OF_TEACHER = "section 5.4 could not be read: teacher, students and train task are this workbench's choice"
 
 
-def run(config: RunConfig, preset: str | None, root: Path, console: Console, *, as_json: bool) -> int:
-    """Print the plan of a run; the exit code: 0, or 2 where it could not go well."""
-    found = report(config, preset, root)
+def run(config: RunConfig, settings: Mapping[str, Any], root: Path, console: Console, *, as_json: bool) -> int:
+    """Print the plan of a run, with what `origins.told` of its settings; the exit code: 0, or 2 where it could not go
+    well."""
+    found = report(config, root)
+    found = {**settings, **found, "notes": settings["notes"] + found["notes"]}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -66,7 +69,7 @@ def run(config: RunConfig, preset: str | None, root: Path, console: Console, *, 
     return 2 if found["problems"] else 0
 
 
-def report(config: RunConfig, preset: str | None, root: Path) -> dict[str, Any]:
+def report(config: RunConfig, root: Path) -> dict[str, Any]:
     """All that can be said of a run without weights, as JSON."""
     wrong, missing = checks.findings(config, root)
     machine = this_machine(root)
@@ -76,7 +79,6 @@ def report(config: RunConfig, preset: str | None, root: Path) -> dict[str, Any]:
     found = None if wrong else estimate(config, planned, kind)
     refused = [] if wrong or not found else preflight.problems(config, machine, _engine(config, True), root)
     return {
-        "preset": preset,
         "problems": wrong + (refused if is_meant else []),
         "before_launch": missing + _to_fetch(config),
         "refused_here": [] if is_meant else refused,
@@ -165,8 +167,7 @@ def _about_tasks(config: RunConfig) -> list[dict[str, Any]]:
             task = check_source(TaskSource(task=name, datasets=config.datasets), split)
         except ValueError:
             task = None
-        known = facts("tasks").get(name, {}).get(split)
-        count = len(task.questions) if task else known
+        count = len(task.questions) if task else recorded_rows(name, split)
         rows.append(
             {
                 "task": Path(name).stem,
@@ -235,6 +236,8 @@ def _unread(config: RunConfig) -> list[dict[str, Any]]:
 
 def _print(found: dict[str, Any], console: Console) -> None:
     """The report for people."""
+    for line in origins.lines(found):
+        console.print(line, markup=False, soft_wrap=True)
     for name, (title, style) in SENTENCES.items():
         for line in found[name]:
             console.print(f"{title}: {line}", style=style, markup=False, soft_wrap=True)

@@ -18,7 +18,8 @@ from workbench.jobs import TaskSource
 from workbench.machine import Gpu, Machine, processes_of
 from workbench.memory import Memory
 from workbench.plan import phases_of
-from workbench.shapes import Shape, chars_per_token, facts, find_shape, tokens_of
+from workbench.settings import facts
+from workbench.shapes import Shape, chars_per_token, find_shape, tokens_of
 from workbench.tasks import check_source
 
 TRAINING, GENERATING = 0.30, 0.05
@@ -78,17 +79,19 @@ class Estimate:
 
 
 def facts_of(source: TaskSource) -> TaskFacts:
-    """Of a task: the shipped facts where it is a known one, else counted from its rows."""
-    if known := facts("tasks").get(source.task):
-        return TaskFacts(known.get("train", 0), known["test"], known["question_chars"], known.get("solution_chars"))
+    """Of a task: counted from its rows where they are here, else the shipped facts; these have the lengths of a known
+    one."""
+    known = facts("tasks").get(source.task, {})
     counts, texts = {}, []
     for split in ("train", "test"):
         try:
             task = check_source(source, split)
         except ValueError:
             task = None
-        counts[split] = len(task.questions) if task else 0
+        counts[split] = len(task.questions) if task else known.get(split, 0)
         texts += task.questions if task else ()
+    if known:
+        return TaskFacts(counts["train"], counts["test"], known["question_chars"], known.get("solution_chars"))
     solutions = [len(question.solution) for question in texts if question.solution]
     return TaskFacts(
         counts["train"],

@@ -1,5 +1,10 @@
-"""The paper's own figures (tables 2 and 3 of arXiv 2503.02103), to be laid over a run of the same model and task."""
+"""The paper's own figures (arXiv 2503.02103), to be laid over a run of the same model and task.
 
+Table 2 is distillation: Base, SFT and Merged, one iteration. Table 3 is self-improvement on SVAMP, ASDiv, MathQA and
+MMLU-STEM: Base, SFT1, Merge1, ... Merge3; on which task its models were trained is not stated.
+"""
+
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -9,27 +14,51 @@ from workbench.charts import checkpoint_labels
 
 TABLES = Path(__file__).parents[1] / "data" / "paper" / "tables.csv"
 COLUMNS = ("table", "model", "train_task", "checkpoint", "task", "accuracy")
+DISTILLATION, SELF_IMPROVEMENT = "2", "3"
 
 
-def paper_frame(model: str, train_task: str, file: Path = TABLES) -> DataFrame:
-    """The rows for a base model (directory or hub name; its last part counts) and train task, accuracy as a fraction.
+def paper_frame(model: str, train_task: str, file: Path = TABLES, *, taught: bool = False) -> DataFrame:
+    """The rows for a base model (directory or hub name; its last part counts) and train task, accuracy as a fraction,
+    checkpoints and tasks as runs call them: of self-improvement, or of distillation for a run that was `taught`.
 
     Raises:
-        ValueError: the file lacks a column, or an accuracy is no percentage.
+        ValueError: the file lacks a column, or a table, checkpoint or accuracy is none.
     """
     frame = pd.read_csv(file, dtype={name: str for name in COLUMNS[:-1]})
     if missing := [name for name in COLUMNS if name not in frame]:
         raise ValueError(f"{file} lacks the column {missing[0]}; its columns must be {', '.join(COLUMNS)}")
-    accuracy = pd.to_numeric(frame["accuracy"], errors="coerce")
-    if len(bad := frame["accuracy"][~accuracy.between(0, 100)]):
-        raise ValueError(f"{file}: accuracy must be in per cent, 0 to 100, got {bad.iloc[0]} in row {bad.index[0] + 1}")
-    name = Path(model).name.casefold()
-    mine = (frame["model"].str.casefold() == name) & (frame["train_task"] == train_task)
-    return frame.assign(accuracy=accuracy / 100)[mine].reset_index(drop=True)
+    accuracy, labels = pd.to_numeric(frame["accuracy"], errors="coerce"), frame["checkpoint"].map(_label)
+    for name, is_right, allowed in (
+        ("table", frame["table"].isin([DISTILLATION, SELF_IMPROVEMENT]), "2 (distillation) or 3 (self-improvement)"),
+        ("checkpoint", labels.notna(), "Base, SFT or Merged, or SFT1, Merge1 and so on"),
+        ("accuracy", accuracy.between(0, 100), "in per cent, 0 to 100"),
+    ):
+        if len(bad := frame[name][~is_right]):
+            raise ValueError(f"{file}: {name} must be {allowed}, got {bad.iloc[0]} in row {bad.index[0] + 1}")
+    mine = frame["model"].map(_plain) == _plain(Path(model).name)
+    mine &= (frame["train_task"] == train_task) | frame["train_task"].isna()  # table 3 does not say which
+    mine &= frame["table"] == (DISTILLATION if taught else SELF_IMPROVEMENT)
+    said = {"accuracy": accuracy / 100, "checkpoint": labels, "task": frame["task"].str.casefold()}
+    return frame.assign(**said)[mine].reset_index(drop=True)
+
+
+def _plain(model: str) -> str:
+    """A model's name without what the paper shortens: Qwen2.5-0.5B-I is -Instruct, Llama2-7B is Llama-2-7b-hf."""
+    return re.sub("-i$", "-instruct", str(model).casefold()).replace("llama-2", "llama2").removesuffix("-hf")
+
+
+def _label(printed: str) -> str | None:
+    """A checkpoint as the charts call it: SFT1 is SFT 1, and of the one iteration of table 2 SFT and Merged are the
+    first; None for what is none."""
+    if printed == "Base":
+        return printed
+    found = re.fullmatch(r"(SFT|Merge) ?(\d*)", "Merge" if printed == "Merged" else str(printed))
+    return f"{found[1]} {found[2] or 1}" if found else None
 
 
 def table(accuracies: DataFrame, arms: DataFrame, theirs: DataFrame) -> DataFrame:
-    """Table 2 or 3 in per cent with 95 % intervals and n: a row for each checkpoint of each run, a column per task.
+    """Table 2 (of runs that were taught) or 3 (of others) in per cent with 95 % intervals and n: a row for each
+    checkpoint of each run, a column per task.
 
     accuracies: `evals.accuracy_frame`; arms: `arms.arms_frame`; theirs: rows of `paper_frame` of one table. What the
     paper prints, without n or interval, has columns of its own.

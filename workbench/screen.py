@@ -54,8 +54,8 @@ TRUST_HELP = (
 )
 
 
-def preset_config(name: str, changes: dict[str, Any] | None = None) -> RunConfig:
-    """A preset, with changes under short or dotted names; its paths lead to where the screen may go."""
+def preset_config(name: str | None, changes: dict[str, Any] | None = None) -> RunConfig:
+    """A preset, or none, with changes under short or dotted names; its paths lead to where the screen may go."""
     return confine_config(build_config(load_preset(name), changes), current_home())
 
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,6 +14,10 @@ from workbench.config import AnalyzeConfig, MergeConfig, RunConfig, Section
 from workbench.redact import redacted, refuse_secrets
 
 PRESETS = Path(__file__).parent / "presets"
+FACTS = PRESETS / "facts.json"
+"""Public config.json values of the presets' models; rows of the data sets where they are read from, mean lengths."""
+REQUIRED = tuple(name for name, field in RunConfig.model_fields.items() if field.is_required())
+"""Settings that have no default."""
 Checked = TypeVar("Checked", bound=Section)
 
 SHORT_NAMES = {
@@ -40,23 +45,25 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset: a name, never a path.
+def load_preset(name: str | None) -> dict[str, Any]:
+    """The settings of a preset: a name, never a path; without one none, so that the defaults hold.
 
     Raises:
         ConfigError: no such preset.
     """
-    if name not in preset_names():
+    if name is not None and name not in preset_names():
         raise ConfigError(f"no preset {name!r}; presets are: {', '.join(preset_names())}")
     return load_settings(name)
 
 
-def load_settings(source: str | Path) -> dict[str, Any]:
-    """The settings in a preset (by name), or in a TOML or JSON file.
+def load_settings(source: str | Path | None) -> dict[str, Any]:
+    """The settings in a preset (by name), or in a TOML or JSON file; None has none, so that the defaults hold.
 
     Raises:
         ConfigError: no such preset or file, or not valid TOML or JSON.
     """
+    if source is None:
+        return {}
     path = PRESETS / f"{source}.toml" if str(source) in preset_names() else Path(source)
     if not path.is_file():
         raise ConfigError(f"no preset or file {str(source)!r}; presets are: {', '.join(preset_names())}")
@@ -65,6 +72,12 @@ def load_settings(source: str | Path) -> dict[str, Any]:
         return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+@lru_cache
+def facts(part: str) -> Mapping[str, Mapping[str, Any]]:
+    """What is shipped about the presets' models ("models") or the known data sets ("tasks")."""
+    return json.loads(FACTS.read_text(encoding="utf-8"))[part]
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
@@ -129,7 +142,11 @@ def _validated(section: type[Checked], settings: Mapping[str, Any]) -> Checked:
         refuse_secrets(settings)  # before anything else can be wrong, whose message would show the value
         return section.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(section, e) for e in error.errors())) from error
+        found = error.errors()
+        said = [_explain(section, e) for e in found if e["type"] != "missing"]
+        if lacking := [".".join(map(str, e["loc"])) for e in found if e["type"] == "missing"]:
+            said.insert(0, _lacking(lacking))
+        raise ConfigError("; ".join(said)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -142,12 +159,19 @@ def _explain(section: type[Section], error: Mapping[str, Any]) -> str:
             kinds = section.model_fields[part].annotation
             section = next((kind for kind in get_args(kinds) if kind is not type(None)), kinds)
         return f"unknown setting {name!r}; known here: {', '.join(section.model_fields)}"
-    if error["type"] == "missing":
-        return f"{name} is required"
     message = error["msg"].removeprefix("Value error, ")
     if not name or isinstance(error["input"], Mapping):  # a whole section, which may hold what nobody should see
         return f"{name}: {message}" if name else message
     return f"{name}: {message}, got {error['input']!r}"
+
+
+def _lacking(names: Sequence[str]) -> str:
+    """Required settings that nobody gave, as a sentence with the cure."""
+    how = " ".join(f"--set {name}=..." for name in names)
+    return (
+        f"{' and '.join(names)} must be given, there is no default: {how}, or take a preset (--preset pocket tries "
+        "everything out)"
+    )
 
 
 def setting(config: RunConfig, name: str) -> Any:
@@ -158,11 +182,30 @@ def setting(config: RunConfig, name: str) -> Any:
     return value
 
 
-def command(preset: str, config: RunConfig, names: Sequence[str]) -> str:
-    """The `workbench run` command for a preset with those of `names` set in which the config differs."""
-    shipped = build_config(load_settings(preset))
-    words = ["workbench", "run", "--preset", preset]
-    for name in names:
-        if (value := setting(config, name)) != setting(shipped, name):
-            words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)
+def as_text(value: Any) -> str:
+    """A value as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def assignment(name: str, value: Any) -> str:
+    """`key=value` as `--set` takes it, quoted for a shell."""
+    return shlex.quote(f"{name}={as_text(value)}")
+
+
+def changed(preset: str | None, config: RunConfig, names: Sequence[str]) -> list[str]:
+    """Those of `names` whose value is not that of the preset, or without one, not the default."""
+    given = load_preset(preset)
+    before = build_config({name: setting(config, name) for name in REQUIRED} | given)
+    return [
+        name
+        for name in names
+        if (name in REQUIRED and name not in given) or setting(config, name) != setting(before, name)
+    ]
+
+
+def command(preset: str | None, config: RunConfig, names: Sequence[str]) -> str:
+    """The `workbench run` command for a preset, or none, with those of `names` set in which the config differs."""
+    words = ["workbench run", *([f"--preset {preset}"] if preset else [])]
+    return " ".join(
+        words + [f"--set {assignment(name, setting(config, name))}" for name in changed(preset, config, names)]
+    )

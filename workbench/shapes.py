@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench import checkpoints
+from workbench.settings import facts
 
-FACTS = Path(__file__).parent / "presets" / "facts.json"
-"""Public config.json values of the presets' models; sizes and mean lengths of the data sets, measured on their rows."""
 HUB_TIMEOUT_S = 3.0
 EXACT = ("qwen2", "qwen3", "llama", "mistral")
 """Model types whose parameters are counted without error."""
@@ -139,12 +138,6 @@ def _or_none(config: str, origin: str) -> Shape | None:
         return read_shape(json.loads(config), origin)
     except (ValueError, AttributeError):
         return None
-
-
-@lru_cache
-def facts(part: str) -> Mapping[str, Mapping[str, Any]]:
-    """What is shipped about the presets' models ("models") or the known data sets ("tasks")."""
-    return json.loads(FACTS.read_text(encoding="utf-8"))[part]
 
 
 def _cached(model: str) -> Path | None:

@@ -1,12 +1,15 @@
 """Reading tasks: the real files, broken rows, and what a wrong name is answered with."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tests.conftest import DATASETS, needs_datasets
+from tests.conftest import DATASETS, needs_datasets, small_config
+from workbench import checks
+from workbench.estimate import facts_of
 from workbench.jobs import TaskSource
-from workbench.tasks import TASKS, check_source, check_worked, load_questions
+from workbench.tasks import TASKS, check_source, check_worked, load_questions, recorded_rows
 
 
 @needs_datasets
@@ -91,6 +94,69 @@ def test_an_empty_file_and_a_lone_train_file_are_refused(tmp_path):
         load_questions(TaskSource(task=str(file)), "test")
     with pytest.raises(ValueError, match="a train task is a directory"):
         load_questions(TaskSource(task=str(file)), "train")
+
+
+@pytest.fixture
+def hub_math(tmp_path, monkeypatch):
+    """MATH from a set with the layout of its source on the hub, on this disk, with as many rows as one says."""
+
+    def made(train, test):
+        hub = tmp_path / f"hub-{train}-{test}"
+        (hub / "data").mkdir(parents=True)
+        for split, count in (("train", train), ("test", test)):
+            rows = [{"problem": f"{n}+1?", "level": "1", "solution": f"\\boxed{{{n + 1}}}"} for n in range(count)]
+            (hub / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = "".join(f"  - {{split: {split}, path: data/{split}.jsonl}}\n" for split in ("train", "test"))
+        other = "- config_name: algebra\n  data_files: data/test.jsonl\n"
+        (hub / "README.md").write_text(
+            f"---\nconfigs:\n{other}- config_name: default\n  default: true\n  data_files:\n{files}---\n"
+        )
+        monkeypatch.setitem(TASKS, "math", replace(TASKS["math"], hub=f"{hub}:default"))
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return made
+
+
+def test_math_from_the_hub_has_the_papers_split(home, hub_math):
+    hub_math(7500, 5000)
+    assert [len(load_questions(TaskSource(task="math"), split).questions) for split in ("train", "test")] == [
+        7500,
+        5000,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"), [("train", "12,000 rows, and 7,500 are"), ("test", "500 rows, and 5,000 are")]
+)
+def test_a_hub_set_of_other_rows_is_refused_with_both_counts(home, hub_math, split, said):
+    hub_math(12000, 500)
+    with pytest.raises(
+        ValueError, match=f"task math, {split}: .* has {said} recorded.* at <datasets>/math/{split}.jsonl"
+    ):
+        load_questions(TaskSource(task="math"), split)
+    (home / "datasets" / "math").mkdir(parents=True)
+    (home / "datasets" / "math" / f"{split}.jsonl").write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}"}\n')
+    assert load_questions(TaskSource(task="math"), split).num_rows == 1
+
+
+def test_every_split_that_comes_from_the_hub_has_its_rows_recorded():
+    splits = {(name, split) for name, task in TASKS.items() if task.hub for split in task.splits}
+    assert {(name, split): recorded_rows(name, split) for name, split in splits} == {
+        ("gsm8k", "train"): 7473, ("gsm8k", "test"): 1319, ("math", "train"): 7500, ("math", "test"): 5000,
+        ("math500", "test"): 500, ("svamp", "train"): 700, ("svamp", "test"): 300,
+    }  # fmt: skip
+
+
+def test_a_file_of_a_named_task_with_other_rows_is_used_and_said(home):
+    folder = home / "datasets" / "svamp"
+    folder.mkdir(parents=True)
+    row = {"Body": "Ida has 8 pens", "Question": "How many?", "Answer": 8.0}
+    (folder / "test.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    (said,) = checks.remarks(small_config(eval_tasks=["svamp", "pocket_words"]))
+    assert said == "svamp, test: the file here has 3 rows, ChilleD/SVAMP has 300: these are not the same questions"
+    assert facts_of(TaskSource(task="svamp")).test == 3
+    (folder / "test.jsonl").write_text(f"{json.dumps(row)}\n" * 300)
+    assert checks.remarks(small_config(eval_tasks=["svamp"])) == []
 
 
 def test_a_hub_task_is_not_fetched_by_a_check(home):

@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.jobs import TaskSource
 from workbench.rundir import home
-from workbench.settings import NotHere
+from workbench.settings import NotHere, facts
 from workbench.tasks import asdiv, generic, gsm8k, math, mathqa, mawps, mmlu_stem, pocket, sat_math, svamp
 from workbench.tasks.base import LoadedTask, Question, Task
 from workbench.tasks.drawing import draw_questions
@@ -23,6 +23,7 @@ __all__ = [
     "draw_questions",
     "has_split",
     "load_questions",
+    "recorded_rows",
     "tuning_split",
 ]
 
@@ -54,6 +55,11 @@ def load_questions(source: TaskSource, split: str) -> LoadedTask:
     task, file = _locate(source, split)
     rows = _hub_rows(task, split) if file is None else _file_rows(file)
     return _read(task, split, rows, str(file or task.hub))
+
+
+def recorded_rows(name: str, split: str) -> int | None:
+    """How many rows a split of a named task has where it comes from; None where that was not recorded."""
+    return facts("tasks").get(name, {}).get(split)
 
 
 def check_source(source: TaskSource, split: str) -> LoadedTask | None:
@@ -170,17 +176,28 @@ def _file_rows(file: Path) -> Iterator[Mapping[str, Any] | str]:
 
 
 def _hub_rows(task: Task, split: str) -> Iterable[Mapping[str, Any]]:
-    """The rows of a hub data set, from its local cache where that has them."""
+    """The rows of a hub data set, from its local cache where that has them.
+
+    Raises:
+        ValueError: it cannot be fetched, or has not the rows that were recorded: what it is called is no proof.
+    """
     from datasets import load_dataset
 
     name, _, config = task.hub.partition(":")
     try:
-        return load_dataset(name, config or None, split=task.splits[split])
+        rows = load_dataset(name, config or None, split=task.splits[split])
     except (OSError, ValueError) as error:
         raise ValueError(
             f"task {task.name} could not be fetched from the hub ({task.hub}: {type(error).__name__}); check the "
             f"network, or put its rows at <datasets>/{task.name}/{split}.jsonl and set datasets to that folder"
         ) from error
+    if len(rows) != (recorded := recorded_rows(task.name, split) or len(rows)):
+        raise ValueError(
+            f"task {task.name}, {split}: {task.hub} on the hub has {len(rows):,} rows, and {recorded:,} are recorded: "
+            f"another edition; put the rows that you mean at <datasets>/{task.name}/{split}.jsonl and set datasets to "
+            "that folder"
+        )
+    return rows
 
 
 def _read(task: Task, split: str, rows: Iterable[Mapping[str, Any] | str], origin: str) -> LoadedTask:

@@ -2,7 +2,8 @@
 
     {"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\\\boxed{2}$."}
 
-The answer is the content of the last `\\boxed{...}`; a few rows write `\\boxed 2`.
+The answer is the content of the last `\\boxed{...}`; a few rows write `\\boxed 2`. The split is the authors', 7,500
+train and 5,000 test problems, as in the paper; other hub sets train on all but 500.
 """
 
 from collections.abc import Mapping
@@ -20,5 +21,5 @@ def read_row(row: Mapping[str, Any]) -> Row:
     return Row(row["problem"].strip(), reference, row["solution"].strip())
 
 
-TASK = Task("math", "math", read_row, hub="nlile/hendrycks-MATH-benchmark")
+TASK = Task("math", "math", read_row, hub="DigitalLearningGmbH/MATH-lighteval:default")
 MATH500 = Task("math500", "math", read_row, hub="HuggingFaceH4/MATH-500", splits={"test": "test"})

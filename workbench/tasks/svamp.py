@@ -1,6 +1,8 @@
 """SVAMP, one-step problems with distracting numbers (Patel et al. 2021, arXiv 2103.07191).
 
-{"Body": "Ida has 8 pens and 3 cups", "Question": "How many pens has she?", "Answer": 8.0, "ID": "chal-1"}
+The hub's copy divides the 1,000 into 700 train and 300 test questions; the editions linked in README test on all.
+
+    {"Body": "Ida has 8 pens and 3 cups", "Question": "How many pens has she?", "Answer": 8.0, "ID": "chal-1"}
 """
 
 from collections.abc import Mapping
