@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import DATASETS, ROOT, needs_datasets
-from workbench import cli, machine
+from workbench import checks, cli, machine
 from workbench.machine import Gpu
 from workbench.settings import PRESETS, build_config, facts, load_settings, parse_assignments, preset_names
 
@@ -184,3 +184,10 @@ def test_rows_that_are_here_are_counted():
 def test_json_goes_with_a_dry_run():
     done = CliRunner().invoke(cli.app, ["run", "--json"])
     assert isinstance(done.exception, ValueError) and "--dry-run" in str(done.exception)
+
+
+def test_a_part_of_a_test_set_that_stands_by_subject_is_pointed_out():
+    config = build_config(load_settings("qwen2.5-0.5b-math"), {"eval_questions": 500})
+    assert any("math, test" in remark and "first 500" in remark for remark in checks.remarks(config, missing_ok=True))
+    whole = build_config(load_settings("qwen2.5-0.5b-math"))
+    assert not any("takes the first" in remark for remark in checks.remarks(whole, missing_ok=True))

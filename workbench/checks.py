@@ -52,14 +52,18 @@ def findings(config: RunConfig, root: Path) -> tuple[list[str], list[str]]:
 
 
 def remarks(config: RunConfig, *, missing_ok: bool = False) -> list[str]:
-    """What a person should know of a config that passes `check`: rows of task files that cannot be used, and files
-    of a named task that have other rows than its source.
+    """What a person should know of a config that passes `check`: rows of task files that cannot be used, files of a
+    named task that have other rows than its source, first rows that are no sample of a test set.
 
     With `missing_ok`, tasks whose rows are not on this machine are passed over.
     """
     wanted = [(config.train_task, "train"), *((t, "test") for t in (config.train_task, *config.eval_tasks))]
-    found = []
+    found, some = [], config.evaluate.num_questions
     for name, split in wanted:
+        if split == "test" and some and name in TASKS and TASKS[name].order:
+            found.append(
+                f"{name}, test: evaluate.num_questions takes the first {some}, and the rows stand {TASKS[name].order}"
+            )
         try:
             task = check_source(TaskSource(task=name, datasets=config.datasets), split)
         except NotHere:

@@ -40,6 +40,8 @@ class Task:
     """Hugging Face hub data set, `owner/name` or `owner/name:config`."""
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
     """Our split -> the file's and the hub's split."""
+    order: str | None = None
+    """How its rows stand, where the first ones are no sample of all."""
 
 
 @dataclass(frozen=True)

@@ -21,5 +21,8 @@ def read_row(row: Mapping[str, Any]) -> Row:
     return Row(row["problem"].strip(), reference, row["solution"].strip())
 
 
-TASK = Task("math", "math", read_row, hub="DigitalLearningGmbH/MATH-lighteval:default")
+TASK = Task(
+    "math", "math", read_row, hub="DigitalLearningGmbH/MATH-lighteval:default",
+    order="by subject, algebra first (math500 is 500 of its test rows, mixed)",
+)  # fmt: skip
 MATH500 = Task("math500", "math", read_row, hub="HuggingFaceH4/MATH-500", splits={"test": "test"})
