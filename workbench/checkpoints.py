@@ -31,6 +31,7 @@ NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": 
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 MERGE_REPORT = "merge.json"
 """Beside a merge's weights: what they can be made again from."""
+HEAD = "lm_head.weight"
 BUFFER = re.compile(r"(?:.*[._])?(?:inv_freq|(?:cos|sin)_cached|masked_bias|causal_mask|position_ids|embed_positions)")
 MASK = re.compile(r".*att(?:n|ention)\.bias")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -64,6 +65,7 @@ class Description:
     dtype: str
     architecture: str
     tied: bool
+    """Whether the embedding is the head too; a config.json that does not say leaves it to whether there is a head."""
     vocab_size: int | None
 
 
@@ -119,7 +121,7 @@ class CheckpointReader(Tensors):
             bytes=sum(entry.num_bytes for entry in self.entries.values()),
             dtype=max(sizes, key=sizes.get),
             architecture=(self.config.get("architectures") or ["unknown"])[0],
-            tied=bool(self.config.get("tie_word_embeddings", False)),
+            tied=bool(self.config.get("tie_word_embeddings", HEAD not in self.entries)),
             vocab_size=self.config.get("vocab_size"),
         )
 

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.checkpoints import NUMPY_TYPES, CheckpointReader, Tensors
+from workbench.checkpoints import HEAD, NUMPY_TYPES, CheckpointReader, Tensors
 from workbench.core.layers import part_of
 from workbench.core.recipe import chunks
-
-HEAD = "lm_head.weight"
 
 
 def check_sides(base: CheckpointReader, *others: CheckpointReader) -> None:

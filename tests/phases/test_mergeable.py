@@ -17,12 +17,16 @@ from tests.test_cli import workbench
 from workbench import checks, launch
 from workbench.analysis.change import open_pair, weight_change
 from workbench.checkpoints import CheckpointReader
+from workbench.config import EngineConfig
 from workbench.core.recipe import Recipe
+from workbench.labdir import LabConfig, Point
 from workbench.merging.adapters import PLAIN, WITHOUT_BEARING, AdapterReader
 from workbench.merging.files import merge_checkpoints, remake
 from workbench.merging.stream import merged_tensors, open_models, pair_moments
+from workbench.phases.measuring import Measuring
 from workbench.phases.saved_again import check_saved_again
 from workbench.rundir import find_run
+from workbench.settings import merge_config
 
 POCKET = ROOT / "data" / "pocket" / "model"
 RECIPE = Recipe(0.5, 0.2, 0)
@@ -144,6 +148,24 @@ def test_the_command_ends_with_code_2_and_nothing_under_the_name(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "s"]
 
 
+def test_a_merge_refused_half_way_is_not_taken_for_the_one_before(tmp_path):
+    base, sft = (pocket(tmp_path / name, {}) for name in ("base", "sft"))
+    changed(base, lambda tensors: {name: tensor.half() for name, tensor in tensors.items()})
+    changed(sft, lambda tensors: tensors | {"model.norm.weight": torch.full((256,), 6e4)})
+    config = LabConfig(base=str(base), start=str(base), sft=str(sft), id_task=None, ood_tasks=())
+    config = config.model_copy(update={"engine": EngineConfig(kind="transformers")})
+    lab = Measuring(config, open_models(base, base, sft), None)
+
+    def weights(**settings):
+        engine = lab.engine_for(Point(merge=merge_config(settings)), str(settings))
+        return {name: weight.clone() for name, weight in engine.model.state_dict().items()}
+
+    first = weights(alpha=1)
+    with pytest.raises(ValueError, match="model.norm.weight merged with alpha 0 and drop_rate 0.5"):
+        weights(alpha=0, drop_rate=0.5)
+    assert all(torch.equal(weight, first[name]) for name, weight in weights(alpha=1).items())
+
+
 # Adapters
 
 
@@ -225,6 +247,10 @@ def test_an_adapter_that_trains_one_end_of_a_tied_base_is_refused(tmp_path, modu
         get_peft_model(llama(base, tie_word_embeddings=tied), settings).save_pretrained(folder)
     sides = [tmp_path / f"{name}-True" for name in ("base", "base", "adapter")]
     refused(sides, rf"changes '.*{module}.weight', and .*base-True ties embedding and head")
+    config = json.loads((tmp_path / "base-True" / "config.json").read_text())
+    del config["tie_word_embeddings"]  # as published Gemma files: the class knows, and no head is there
+    (tmp_path / "base-True" / "config.json").write_text(json.dumps(config))
+    refused(sides, "ties embedding and head")
     merge([tmp_path / f"{name}-False" for name in ("base", "base", "adapter")], tmp_path / "out")
 
 

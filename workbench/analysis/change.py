@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from workbench.checkpoints import NUMPY_TYPES, CheckpointReader
+from workbench.checkpoints import HEAD, NUMPY_TYPES, CheckpointReader
 from workbench.core import kernel
 from workbench.core.layers import APART, WHOLE, in_order, num_layers, part_of
 from workbench.core.recipe import chunks
-from workbench.mergeable import HEAD, check_sides
+from workbench.mergeable import check_sides
 from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
 from workbench.merging.finite import check_finite
 

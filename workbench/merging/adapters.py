@@ -13,8 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.checkpoints import NUMPY_TYPES, CheckpointReader, Description, Entry, Tensors, read_entries, read_object
-from workbench.mergeable import HEAD, embeddings
+from workbench.checkpoints import (
+    HEAD,
+    NUMPY_TYPES,
+    CheckpointReader,
+    Description,
+    Entry,
+    Tensors,
+    read_entries,
+    read_object,
+)
+from workbench.mergeable import embeddings
 
 PREFIX = "base_model.model."
 WITHOUT_BEARING = {

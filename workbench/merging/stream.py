@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.checkpoints import ITEM_BYTES, NUMPY_TYPES, CheckpointReader, Entry
+from workbench.checkpoints import HEAD, ITEM_BYTES, NUMPY_TYPES, CheckpointReader, Entry
 from workbench.config import MergeConfig
 from workbench.core import kernel
 from workbench.core.layers import num_layers, part_of
 from workbench.core.profiles import along_depth, by_weight
 from workbench.core.recipe import CHUNK, Recipe, chunks, mask_keys
-from workbench.mergeable import HEAD, check_sides
+from workbench.mergeable import check_sides
 from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
 from workbench.merging.finite import check_finite, overflow
 

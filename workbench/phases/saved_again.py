@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from workbench.checkpoints import CheckpointReader
-from workbench.mergeable import HEAD
+from workbench.checkpoints import HEAD, CheckpointReader
 
 
 def check_saved_again(model: Path, trust_remote_code: bool = False) -> None:
