@@ -330,9 +330,15 @@ def test_what_transformers_saves_otherwise_is_named(tmp_path):
         folder = tmp_path / f"tied-{tied}"
         llama(folder, tie_word_embeddings=tied)
         check_saved_again(folder)
-    changed(folder, lambda tensors: {n: x for n, x in tensors.items() if n != "lm_head.weight"})
-    with pytest.raises(ValueError, match="has no tensor 'lm_head.weight', with which transformers would begin"):
+        copy = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+        changed(folder, lambda tensors, copy=copy: {"lm_head.weight": copy} | tensors)
         check_saved_again(folder)
+    changed(folder, lambda tensors: {n: x for n, x in tensors.items() if n != "lm_head.weight"})
+    config = json.loads((folder / "config.json").read_text())
+    for said in (config, {key: value for key, value in config.items() if key != "tie_word_embeddings"}):
+        (folder / "config.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match="has no tensor 'lm_head.weight', with which transformers would begin"):
+            check_saved_again(folder)
     changed(folder, lambda tensors: tensors | {"lm_head.weight": torch.zeros(63, 16)})
     with pytest.raises(ValueError, match=r"'lm_head.weight' is \[63, 16\] in .* but \[64, 16\] by its config.json"):
         check_saved_again(folder)

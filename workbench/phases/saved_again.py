@@ -10,13 +10,12 @@ from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from workbench.checkpoints import HEAD, CheckpointReader
+from workbench.checkpoints import CheckpointReader
 
 
 def check_saved_again(model: Path, trust_remote_code: bool = False) -> None:
     """Raise ValueError, naming a tensor, where what is fine-tuned from a model would be saved in another form."""
-    reader = CheckpointReader(model)
-    held = {name: entry.shape for name, entry in reader.entries.items()}
+    held = {name: entry.shape for name, entry in CheckpointReader(model).entries.items()}
     built = AutoModelForCausalLM.from_pretrained(
         model,
         device_map="meta",
@@ -26,8 +25,6 @@ def check_saved_again(model: Path, trust_remote_code: bool = False) -> None:
     )
     # As save_pretrained, which cannot be asked: it has no data to write here.
     saved = revert_weight_conversion(built, remove_tied_weights_from_state_dict(built.state_dict(), built))
-    for tensors in (held, saved) if reader.description.tied else ():
-        tensors.pop(HEAD, None)  # a second name of the embedding
     for name, shape in held.items():
         if name not in saved:
             raise ValueError(
