@@ -18,6 +18,8 @@ from workbench.settings import build_config, load_settings
 ROOT = Path(__file__).parents[1]
 DATASETS = ROOT.parent / "shared" / "datasets"
 needs_datasets = pytest.mark.skipif(not DATASETS.is_dir(), reason="the real data sets are not here")
+CASES = ROOT.parent / "shared" / "cases"
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the inputs from public bug reports are not here")
 SMALL = {
     "num_questions": 24,
     "eval_questions": 16,

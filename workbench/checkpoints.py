@@ -7,6 +7,7 @@ Format: https://github.com/huggingface/safetensors#format
 
 import json
 import mmap
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,13 +24,16 @@ from numpy.typing import NDArray
 PROJECT = Path(__file__).parents[1]
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 NUMPY_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """The floating-point types, as numpy holds them; bfloat16 as the bits."""
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 MERGE_REPORT = "merge.json"
 """Beside a merge's weights: what they can be made again from."""
+HEAD = "lm_head.weight"
+BUFFER = re.compile(r"(?:.*[._])?(?:inv_freq|(?:cos|sin)_cached|masked_bias|causal_mask|position_ids|embed_positions)")
+MASK = re.compile(r".*att(?:n|ention)\.bias")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -61,6 +65,7 @@ class Description:
     dtype: str
     architecture: str
     tied: bool
+    """Whether the embedding is the head too; a config.json that does not say leaves it to whether there is a head."""
     vocab_size: int | None
 
 
@@ -86,7 +91,9 @@ class Tensors:
 
 
 class CheckpointReader(Tensors):
-    """The tensors of a checkpoint.
+    """The tensors of a checkpoint, but for those that transformers makes anew and never saves again.
+
+    Old files hold them: Llama-2's `rotary_emb.inv_freq`, GPT-2's masks. A model with code of its own may need them.
 
     Raises:
         ValueError: not a checkpoint, pickle files only, a missing shard, a truncated or corrupt file.
@@ -97,6 +104,10 @@ class CheckpointReader(Tensors):
         self.config: dict[str, Any] = read_object(path / "config.json")
         super().__init__(entry for file in _files(path) for entry in read_entries(file))
         self._check_index()
+        buffers = [entry.name for entry in self.entries.values() if _is_buffer(entry)]
+        if buffers and not needs_own_code(path):
+            for name in buffers:
+                del self.entries[name]
 
     @cached_property
     def description(self) -> Description:
@@ -110,7 +121,7 @@ class CheckpointReader(Tensors):
             bytes=sum(entry.num_bytes for entry in self.entries.values()),
             dtype=max(sizes, key=sizes.get),
             architecture=(self.config.get("architectures") or ["unknown"])[0],
-            tied=bool(self.config.get("tie_word_embeddings", False)),
+            tied=bool(self.config.get("tie_word_embeddings", HEAD not in self.entries)),
             vocab_size=self.config.get("vocab_size"),
         )
 
@@ -121,31 +132,6 @@ class CheckpointReader(Tensors):
             for name, file in read_object(index)["weight_map"].items():
                 if name not in self.entries:
                     raise ValueError(f"{self.path / file} has no tensor {name!r}, which the index says is there")
-
-
-def check_same_shapes(base: CheckpointReader, other: CheckpointReader) -> None:
-    """Raise ValueError, naming file and tensor, where two checkpoints are not of one shape.
-
-    A `lm_head.weight` that only one of two tied models writes out is no difference.
-    """
-    names = {base.description.architecture, other.description.architecture}
-    if len(names) > 1:
-        raise ValueError(
-            f"{other.path} is a {other.description.architecture}, but the base {base.path} is a "
-            f"{base.description.architecture}; only checkpoints of one architecture can be merged"
-        )
-    for reader, against in ((other, base), (base, other)):
-        for name, entry in reader.entries.items():
-            match = against.entries.get(name)
-            if match is None:
-                if name == "lm_head.weight" and reader.description.tied:
-                    continue
-                raise ValueError(f"{against.path} has no tensor {name!r}, which {reader.path} has")
-            if match.shape != entry.shape:
-                raise ValueError(
-                    f"tensor {name!r} is {list(entry.shape)} in {entry.file} but {list(match.shape)} in "
-                    f"{match.file}; both must come from the same base (was the vocabulary resized?)"
-                )
 
 
 def describe(path: Path) -> Description:
@@ -161,6 +147,12 @@ def is_removed(path: Path) -> bool:
 def weights_lock(path: Path) -> FileLock:
     """Held while a merge's weights are removed or made again."""
     return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _is_buffer(entry: Entry) -> bool:
+    """Whether a tensor is a table of positions or a causal mask, (1, 1, n, n): no model of transformers saves it."""
+    is_mask = entry.shape[:2] == (1, 1) and len(entry.shape) == 4 and MASK.fullmatch(entry.name)
+    return bool(is_mask or BUFFER.fullmatch(entry.name))
 
 
 def absolute_model(name: str) -> str:

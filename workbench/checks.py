@@ -6,10 +6,12 @@ from tempfile import TemporaryFile
 
 from workbench import checkpoints, preflight
 from workbench.config import RayConfig, RunConfig, SftConfig, TeacherConfig
+from workbench.core.methods import PHASES
 from workbench.engines import engine_kind
 from workbench.examples import check_text
 from workbench.jobs import TaskSource
 from workbench.machine import this_machine
+from workbench.mergeable import check_base
 from workbench.prompting import open_prompts, sampling_format
 from workbench.settings import NotHere
 from workbench.tasks import TASKS, check_source, check_worked, draw_questions, recorded_rows
@@ -32,6 +34,7 @@ def findings(config: RunConfig, root: Path) -> tuple[list[str], list[str]]:
         (config.model, checkpoints.check_model),
         *([(config.start, _check_start)] if config.start else []),
         (config, _check_code),
+        *([(config, _check_merge)] if "merge" in PHASES[config.method] else []),
         (TaskSource(task=config.train_task, datasets=config.datasets), _check_train),
         *((TaskSource(task=t, datasets=config.datasets), _check_test) for t in config.eval_tasks),
         *([(config, _check_analysis)] if config.analyze.enabled else []),
@@ -89,6 +92,13 @@ def _check_code(config: RunConfig) -> None:
         checkpoints.check_code(name, config.trust_remote_code)
     if config.teacher.model and not config.teacher.url:
         checkpoints.check_code(config.teacher.model, config.teacher.trust_remote_code, "teacher.trust_remote_code")
+
+
+def _check_merge(config: RunConfig) -> None:
+    """Weights that cannot be merged, as far as they are here: the runner looks at what it fetches or makes again."""
+    models = [Path(checkpoints.absolute_model(name)) for name in (config.model, config.start) if name]
+    if all(path.is_dir() and not checkpoints.is_removed(path) for path in models):
+        check_base(*models)
 
 
 def _check_start(name: str) -> None:

@@ -21,10 +21,7 @@ def open_prompts(config: PromptConfig, model: Path) -> Prompts:
     template = _template(model, settings)
     if template is None:
         raise ValueError(f"{model} has no chat template, so it is no instruct model; set prompt.format to plain")
-    names = {key: _text(value) for key, value in settings.items() if key.endswith("_token") and value}
-    special = read_json(model / "special_tokens_map.json") or {}
-    names = {key: _text(value) for key, value in special.items() if isinstance(value, str | dict)} | names
-    return Prompts(template, config.system, names)
+    return Prompts(template, config.system, _tokens(model, settings))
 
 
 def sampling_format(prompt: PromptConfig, teacher: TeacherConfig) -> PromptConfig:
@@ -48,6 +45,21 @@ def _template(model: Path, settings: dict[str, Any]) -> str | None:
     return found
 
 
-def _text(token: str | dict[str, Any]) -> str:
-    """A special token as text."""
-    return token if isinstance(token, str) else token["content"]
+def _tokens(model: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """What a chat template may name (bos_token, image_token, ...), as transformers 5 finds it out.
+
+    Of all settings whose name ends in _token those that are a text: add_bos_token is a switch. The file
+    special_tokens_map.json is older: it is read where the settings list no added tokens, and then it wins.
+    """
+    if "added_tokens_decoder" not in settings:
+        settings = settings | (read_json(model / "special_tokens_map.json") or {})
+    named = {key: value for key, value in settings.items() if key.endswith("_token")}
+    for key in ("model_specific_special_tokens", "additional_special_tokens", "extra_special_tokens"):
+        named |= found if isinstance(found := settings.get(key), dict) else {}  # a list names nothing
+    return {key: text for key, value in named.items() if (text := _text(value)) is not None}
+
+
+def _text(token: Any) -> str | None:
+    """A special token as text, also where it is written down with its properties; None for anything else."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None

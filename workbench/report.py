@@ -119,5 +119,4 @@ def merge_lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"{report['num_tensors_copied']} tensors copied as they are, {report['num_tensors_tied']} tied")
     lines += ["WARNING: identical to the base"] * report["identical_to_base"]
     lines += ["WARNING: identical to sft"] * report["identical_to_sft"]
-    lines += [f"WARNING: {report['num_not_finite']} entries are NaN or infinite"] * bool(report["num_not_finite"])
     return lines

@@ -18,9 +18,11 @@ from filelock import FileLock, Timeout
 from workbench import checkpoints, disk, queueing, retention, store
 from workbench.commands import phase_command, phase_environment
 from workbench.config import RunConfig
+from workbench.core import methods
 from workbench.endings import end, ended_within, explain
 from workbench.jobs import Section
 from workbench.launch import observed_status
+from workbench.mergeable import check_base
 from workbench.plan import plan
 from workbench.processes import record_process
 from workbench.redact import redact_output, redacted
@@ -136,6 +138,8 @@ class Runner:
 
                 restore(Path(self.config.model))
             path = checkpoints.resolve_model(self.config.model, trust_remote_code=self.config.trust_remote_code)
+            if "merge" in methods.PHASES[self.config.method]:
+                check_base(path)
             found = checkpoints.describe(path)
             base = {"path": str(path), "num_parameters": found.num_parameters, "bytes": found.bytes}
             write_json(self.run.config, written | {"base": base})

@@ -1,9 +1,12 @@
 """Prompts: the plain format, and chats rendered as transformers renders them."""
 
+import json
+import shutil
+
 import pytest
 from transformers import AutoTokenizer
 
-from tests.conftest import ROOT
+from tests.conftest import CASES, ROOT, needs_cases
 from workbench.config import PromptConfig
 from workbench.core.prompts import Prompts, messages, render
 from workbench.prompting import open_prompts
@@ -94,3 +97,44 @@ def test_the_template_of_a_directory_is_found_wherever_it_lies(tmp_path):
     found = open_prompts(chat, tmp_path)
     assert found.prompt("Hm?") == f"Hm?{tokenizer.eos_token}" and found.is_whole
     assert found.response(" six ") == "six"
+
+
+ADDED = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "special"),
+    [
+        ({"bos_token": "<|pad|>", "add_bos_token": True, "add_eos_token": False}, None),
+        ({"bos_token": ADDED, "image_token": "<image>", "unk_token": None}, None),
+        ({"bos_token": "<s>", "image_token": {"id": 5}, "sound_token": 7, "video_token": None}, None),
+        ({"bos_token": "<s>", "extra_special_tokens": {"image_token": "<image>", "sound": "<sound>"}}, None),
+        ({"bos_token": "<s>", "additional_special_tokens": ["<a>", "<b>"]}, None),
+        ({"bos_token": "<s>"}, {"bos_token": {"content": "<pad>", "special": True}, "cls_token": "<cls>"}),
+        ({"bos_token": "<s>"}, {"bos_token": None, "additional_special_tokens": ["<a>"], "sound_token": "<sound>"}),
+        ({"bos_token": "<s>", "added_tokens_decoder": {}}, {"bos_token": "<pad>", "cls_token": "<cls>"}),
+    ],
+)
+def test_a_template_may_name_what_transformers_lets_it(tmp_path, settings, special):
+    folder = tmp_path / "model"
+    shutil.copytree(POCKET, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    names = ("bos_token", "eos_token", "cls_token", "image_token", "sound_token", "video_token", "sound")
+    names += ("add_bos_token", "additional_special_tokens", "extra_special_tokens")
+    shown = "".join(f"{name}={{{{ {name} if {name} is defined else 'undefined' }}}};" for name in names)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %} " + shown
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings | {"chat_template": template}))
+    if special is not None:
+        (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        messages("3 + 3?"), add_generation_prompt=True, tokenize=False
+    )
+    assert open_prompts(PromptConfig(format="chat"), folder).prompt("3 + 3?") == theirs
+
+
+@needs_cases
+def test_a_tokenizer_that_adds_bos_has_it_once_in_a_chat():
+    prompt = open_prompts(PromptConfig(format="chat"), CASES / "models" / "c_bos").prompt("3 + 3?")
+    tokenizer = AutoTokenizer.from_pretrained(CASES / "models" / "c_bos")
+    assert prompt == tokenizer.apply_chat_template(messages("3 + 3?"), add_generation_prompt=True, tokenize=False)
+    assert prompt.startswith(tokenizer.bos_token) and prompt.count(tokenizer.bos_token) == 1

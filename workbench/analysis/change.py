@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from workbench.checkpoints import NUMPY_TYPES, CheckpointReader, check_same_shapes
+from workbench.checkpoints import HEAD, NUMPY_TYPES, CheckpointReader
 from workbench.core import kernel
 from workbench.core.layers import APART, WHOLE, in_order, num_layers, part_of
 from workbench.core.recipe import chunks
+from workbench.mergeable import check_sides
 from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
+from workbench.merging.finite import check_finite
 
 Reader = CheckpointReader | AdapterReader
 AllSquares = Callable[..., list[np.ndarray]]
@@ -28,15 +30,12 @@ def open_pair(first: Path, second: Path, trained_on: Path | None = None) -> tupl
     """Two checkpoints of one shape; `second` may be a LoRA adapter, trained on `trained_on` (default: `first`).
 
     Raises:
-        ValueError: a file that cannot be read, or models that do not fit each other.
+        ValueError: a file that cannot be read, weights that are quantised, or models that do not fit each other.
     """
     left = CheckpointReader(first)
-    if is_adapter(second):
-        right: Reader = AdapterReader(second, CheckpointReader(trained_on) if trained_on else left)
-    else:
-        right = CheckpointReader(second)
-    check_same_shapes(left, right)
-    return left, right
+    right = (CheckpointReader(trained_on) if trained_on else left) if is_adapter(second) else CheckpointReader(second)
+    check_sides(left, *([right] if right is not left else []))
+    return left, AdapterReader(second, right) if is_adapter(second) else right
 
 
 def squares_here(left: Reader, right: Reader, names: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
@@ -55,9 +54,10 @@ def weight_change(
     vector. With tied embeddings there is no head. `all_squares` may be another maker of the same sums.
 
     Raises:
-        ValueError: weights that are no floating-point numbers, or not finite.
+        ValueError: weights that are not finite.
     """
-    names = _weights(left, right)
+    names = [name for name in left.entries if not (left.description.tied and name == HEAD)]
+    names = [n for n in names if {left.entries[n].dtype, right.entries[n].dtype} <= NUMPY_TYPES.keys()]  # no masks
     by_name = dict(zip(names, all_squares(left, right, names, threads=threads), strict=True))
     layers: list[dict[str, list[float]]] = [defaultdict(lambda: [0.0, 0.0]) for _ in range(num_layers(names))]
     apart: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
@@ -79,20 +79,6 @@ def weight_change(
     ]  # fmt: skip
 
 
-def _weights(left: Reader, right: Reader) -> list[str]:
-    """What both sides hold as floating-point numbers; of the rest, only tables of indices and masks may be left out."""
-    names = [name for name in left.entries if not (left.description.tied and name == "lm_head.weight")]
-    found = [reader.entries[name] for name in names for reader in (left, right)]
-    others = {entry.name: entry for entry in found if entry.dtype not in NUMPY_TYPES}
-    for name, entry in others.items():
-        if name.endswith("weight") or part_of(name, entry.shape)[0] is not None:
-            raise ValueError(
-                f"{entry.file}: {name} is {entry.dtype}, and weight change is read from {', '.join(NUMPY_TYPES)}; "
-                "give a copy of the model that is not quantised"
-            )
-    return [name for name in names if name not in others]
-
-
 def squares(left: Reader, right: Reader, name: str) -> np.ndarray:
     """|right - left|^2 and |left|^2 of one tensor, in pieces."""
     total = np.zeros(2)
@@ -102,8 +88,5 @@ def squares(left: Reader, right: Reader, name: str) -> np.ndarray:
             pair = [as_float32(values) for values in pair]
         total += kernel.difference(*pair)
     if not np.isfinite(total).all():
-        raise ValueError(
-            f"{name} holds NaN or infinity in {(right if np.isfinite(total[1]) else left).path}; its training went "
-            "astray, give an earlier checkpoint"
-        )
+        check_finite((left, right), name, slice(0, left.entries[name].num_entries))
     return total

@@ -13,9 +13,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.checkpoints import CheckpointReader, Description, Entry, Tensors, read_entries, read_object
+from workbench.checkpoints import (
+    HEAD,
+    NUMPY_TYPES,
+    CheckpointReader,
+    Description,
+    Entry,
+    Tensors,
+    read_entries,
+    read_object,
+)
+from workbench.mergeable import embeddings
 
 PREFIX = "base_model.model."
+WITHOUT_BEARING = {
+    "peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "lora_dropout", "modules_to_save",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying",
+    "megatron_core", "qalora_group_size", "eva_config", "runtime_config",
+}  # fmt: skip
+"""Settings whose every value is right: they are read here, or the file's tensors show what came of them. Of any other
+setting, known or not, PEFT's default (null, false, empty) leaves the adapter plain, and no other value is taken."""
+PLAIN = {"bias": ("none",), "init_lora_weights": (True, "true", "gaussian", "eva", "orthogonal", "mica")}
+"""Values beside the empty ones that leave the adapter plain. PEFT begins there with B A = 0, or at random, on the base
+as it is; with pissa, olora, corda, loftq and lora_ga it takes what A and B begin with out of the base first
+(https://github.com/huggingface/peft/blob/v0.19.0/src/peft/tuners/lora/layer.py, update_layer)."""
+TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+"""Model types whose layers are transformers' Conv1D: (columns, rows), whatever fan_in_fan_out says."""
 KNOWN = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
 
@@ -35,30 +59,44 @@ class AdapterReader:
         self.path, self.start, self.config = path, start, start.config
         self.settings: dict[str, Any] = read_object(path / "adapter_config.json")
         self._refuse_unknown()
-        file = path / "adapter_model.safetensors"
-        if not file.is_file():
+        self.file = path / "adapter_model.safetensors"
+        if not self.file.is_file():
             raise ValueError(f"{path} has no adapter_model.safetensors (pickle files are not opened)")
-        self.tensors = Tensors(read_entries(file))
+        self.tensors = Tensors(read_entries(self.file))
         self.low_rank: dict[str, dict[str, Entry]] = {}
         self.replaced: dict[str, Entry] = {}
         for name, entry in self.tensors.entries.items():
             self._place(name.removeprefix(PREFIX), entry)
+        self.scaling = {name: self._scaling(name, sides) for name, sides in self.low_rank.items()}
         self.entries = {name: self._folded_entry(entry) for name, entry in start.entries.items()}
 
     def _refuse_unknown(self) -> None:
-        settings = self.settings
+        settings, cure = self.settings, "is not supported; give the model it is folded into, where PEFT can do that"
         if settings.get("peft_type") != "LORA":
             raise ValueError(f"{self.path} is a {settings.get('peft_type')} adapter; only LORA can be merged")
-        for key, plain in (("use_dora", False), ("fan_in_fan_out", False), ("bias", "none"), ("lora_bias", False)):
-            if settings.get(key, plain) != plain:
-                raise ValueError(f"{self.path}: {key} = {settings[key]} is not supported; fold it with PEFT first")
+        for key, value in settings.items():
+            word = value.lower() if isinstance(value, str) else value
+            if value and key not in WITHOUT_BEARING and word not in PLAIN.get(key, ()):
+                raise ValueError(f"{self.path}: {key} = {value} {cure}")
+        if (kind := self.config.get("model_type")) in TRANSPOSED:
+            raise ValueError(f"{self.path}: fan_in_fan_out, as the layers of a {kind} have it, {cure}")
 
     def _place(self, name: str, entry: Entry) -> None:
         """Sort one tensor of the adapter file to the weight it changes."""
         found = KNOWN.fullmatch(name)
         target = f"{found['module']}.weight" if found else name
+        if entry.dtype not in NUMPY_TYPES:
+            raise ValueError(f"{entry.file}: tensor {entry.name!r} is {entry.dtype}, not {', '.join(NUMPY_TYPES)}")
+        if self.start.description.tied and target in (HEAD, *embeddings(self.start)):
+            raise ValueError(
+                f"{entry.file}: tensor {entry.name!r} changes {target!r}, and {self.start.path} ties embedding and "
+                "head: adapters that train either are not supported; give the folded model and a base with a head apart"
+            )
         if target not in self.start.entries:
-            raise ValueError(f"{entry.file}: tensor {entry.name!r} changes {target!r}, which {self.start.path} lacks")
+            raise ValueError(
+                f"{entry.file}: tensor {entry.name!r} changes {target!r}, which {self.start.path} lacks; adapters of "
+                "embeddings and heads are not supported, give the model with the adapter folded in"
+            )
         rows, columns = (*self.start.entries[target].shape, 0)[:2]
         if found:
             self.low_rank.setdefault(target, {})[found["side"]] = entry
@@ -75,7 +113,7 @@ class AdapterReader:
 
     def _folded_entry(self, entry: Entry) -> Entry:
         changed = entry.name in self.low_rank or entry.name in self.replaced
-        return Entry(entry.name, "F32", entry.shape, self.path, 0, 4 * entry.num_entries) if changed else entry
+        return Entry(entry.name, "F32", entry.shape, self.file, 0, 4 * entry.num_entries) if changed else entry
 
     @property
     def description(self) -> Description:
@@ -105,20 +143,35 @@ class AdapterReader:
     def _factors(self) -> dict[str, tuple[NDArray, NDArray, float]]:
         """A (rank, columns), B (rows, rank) in float32 and the scaling, by weight."""
         return {
-            name: (self._matrix(sides["A"]), self._matrix(sides["B"]), self._scaling(name, sides["A"].shape[0]))
+            name: (self._matrix(sides["A"]), self._matrix(sides["B"]), self.scaling[name])
             for name, sides in self.low_rank.items()
         }
 
     def _matrix(self, entry: Entry) -> NDArray:
         return as_float32(self.tensors.values(entry.name, slice(None))).reshape(entry.shape)
 
-    def _scaling(self, name: str, rank: int) -> float:
+    def _scaling(self, name: str, sides: dict[str, Entry]) -> float:
         """lora_alpha / r, or over its root with rslora; a pattern may give a module an alpha of its own."""
-        module = name.removesuffix(".weight")
-        patterns = self.settings.get("alpha_pattern") or {}
-        own = [alpha for key, alpha in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)]
-        alpha = own[0] if own else self.settings["lora_alpha"]
-        return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+        for one, other in ("AB", "BA"):
+            if other not in sides:
+                raise ValueError(
+                    f"{self.file} has {sides[one].name!r} without its lora_{other}; it was not saved whole"
+                )
+        rank, module = sides["A"].shape[0], name.removesuffix(".weight")
+        if sides["B"].shape[1] != rank:
+            raise ValueError(
+                f"{self.file}: the ranks of {sides['A'].name!r} and its lora_B differ; it was not saved whole"
+            )
+        try:
+            patterns = (self.settings.get("alpha_pattern") or {}).items()
+            own = [alpha for key, alpha in patterns if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)]
+            alpha = own[0] if own else self.settings["lora_alpha"]
+            return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+        except (AttributeError, KeyError, TypeError, ZeroDivisionError, re.error) as error:
+            raise ValueError(
+                f"{self.path / 'adapter_config.json'} gives {module} no scaling ({type(error).__name__}: {error}): "
+                f"lora_alpha must be a number, alpha_pattern map names or patterns of modules to numbers"
+            ) from error
 
 
 def as_float32(values: NDArray) -> NDArray:

@@ -40,7 +40,8 @@ def merge_checkpoints(
     report is also written beside the weights, as merge.json. `parts` may be another maker of the same parts.
 
     Raises:
-        ValueError: models that do not fit each other, a broken file, or an output exists and is not empty.
+        ValueError: models that do not fit each other, a broken file, NaN or infinity, or an output that exists and is
+            not empty; nothing is left under a final name.
         OSError: no space; nothing is left under a final name.
     """
     started, models = time.time(), open_models(base, start, sft)
@@ -202,7 +203,7 @@ def _checks(models: Models, recipe: Recipe, total: Totals) -> dict[str, Any]:
     """What was done, against what should have been: the verification report."""
     found = total.named()
     report = {key: getattr(recipe, key) for key in ("alpha", "drop_rate", "seed")}
-    report |= {key: found[key] for key in ("num_changed", "num_rounded", "num_not_finite")}
+    report |= {key: found[key] for key in ("num_changed", "num_rounded")}
     return report | {
         "num_parameters": sum(entry.num_entries for entry in models.merged),
         "num_tensors_merged": len(models.merged),

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.checkpoints import ITEM_BYTES, NUMPY_TYPES, CheckpointReader, Entry, check_same_shapes
+from workbench.checkpoints import HEAD, ITEM_BYTES, NUMPY_TYPES, CheckpointReader, Entry
 from workbench.config import MergeConfig
 from workbench.core import kernel
 from workbench.core.layers import num_layers, part_of
 from workbench.core.profiles import along_depth, by_weight
 from workbench.core.recipe import CHUNK, Recipe, chunks, mask_keys
+from workbench.mergeable import check_sides
 from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
+from workbench.merging.finite import check_finite, overflow
 
 PART = 8 * CHUNK
 """Entries that a thread takes at a time."""
@@ -44,9 +46,14 @@ class Models:
     num_tied: int
     """Copies of tied weights, left out."""
 
+    @property
+    def sides(self) -> tuple[CheckpointReader, CheckpointReader, CheckpointReader | AdapterReader]:
+        """Base, start and sft."""
+        return self.base, self.start, self.sft
+
     def pieces(self, name: str, piece: slice) -> tuple[NDArray, NDArray, NDArray]:
         """The same piece of base, start and sft; all bfloat16 bits, or all float32."""
-        found = [reader.values(name, piece) for reader in (self.base, self.start, self.sft)]
+        found = [reader.values(name, piece) for reader in self.sides]
         if len({array.dtype for array in found}) > 1:
             found = [as_float32(array) for array in found]
         return found[0], found[1], found[2]
@@ -56,24 +63,18 @@ def open_models(base: Path, start: Path, sft: Path) -> Models:
     """The three sides, opened and checked; `sft` may be a LoRA adapter directory trained on `start`.
 
     Raises:
-        ValueError: a file that cannot be read, or models that do not fit each other.
+        ValueError: a file that cannot be read, weights that are quantised, or models that do not fit each other.
     """
     readers = {path: CheckpointReader(path) for path in {base, start}}
-    tuned = AdapterReader(sft, readers[start]) if is_adapter(sft) else CheckpointReader(sft)
-    for reader in (readers[start], tuned):
-        check_same_shapes(readers[base], reader)
+    tuned = CheckpointReader(sft) if not is_adapter(sft) else None
+    check_sides(readers[base], *(reader for reader in (readers[start], tuned) if reader not in (None, readers[base])))
+    tuned = tuned or AdapterReader(sft, readers[start])
     entries = readers[base].entries
     tied = readers[base].description.tied
-    once = [entry for name, entry in entries.items() if not (tied and name == "lm_head.weight")]
+    once = [entry for name, entry in entries.items() if not (tied and name == HEAD)]
     once.sort(key=lambda entry: (-ITEM_BYTES[entry.dtype], entry.name))
-    return Models(
-        readers[base],
-        readers[start],
-        tuned,
-        tuple(entry for entry in once if entry.dtype in NUMPY_TYPES),
-        tuple(entry for entry in once if entry.dtype not in NUMPY_TYPES),
-        len(entries) - len(once),
-    )
+    merged, copied = (tuple(e for e in once if (e.dtype in NUMPY_TYPES) == floats) for floats in (True, False))
+    return Models(readers[base], readers[start], tuned, merged, copied, len(entries) - len(once))
 
 
 @dataclass
@@ -152,7 +153,10 @@ def pair_moments(models: Models, *, threads: int | None = None) -> dict[str, NDA
 
     def work(task: Place) -> NDArray:
         entry, part = task
-        return sum(kernel.pair_moments(*models.pieces(entry.name, p)) for p in chunks(part.start, part.stop))
+        found = sum(kernel.pair_moments(*models.pieces(entry.name, p)) for p in chunks(part.start, part.stop))
+        if not np.isfinite(found).all():
+            check_finite(models.sides, entry.name, part)
+        return found
 
     tasks = list(places(models))
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
@@ -245,7 +249,11 @@ def _trim(models: Models, share: float) -> float:
 
 
 def _merge_part(models: Models, plans: Sequence[_Plan], entry: Entry, place: slice) -> Part:
-    """One part of one tensor by every recipe."""
+    """One part of one tensor by every recipe.
+
+    Raises:
+        ValueError: NaN or infinity in a side, or in a result.
+    """
     kind = np.dtype(NUMPY_TYPES[entry.dtype])
     outs = [np.empty(place.stop - place.start, kind) for _ in plans]
     totals = [Totals() for _ in plans]
@@ -274,6 +282,10 @@ def _merge_part(models: Models, plans: Sequence[_Plan], entry: Entry, place: sli
             )
             if not direct:
                 _store(target, out[inside], total.counts)
+    for plan, total in zip(plans, totals, strict=True):
+        if not np.isfinite(total.sums).all() or total.counts[kernel.COUNTS.index("num_not_finite")]:
+            check_finite(models.sides, entry.name, place)
+            raise overflow(entry, plan.recipe)
     return Part(entry, place, outs, totals)
 
 

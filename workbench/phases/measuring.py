@@ -95,6 +95,7 @@ class Measuring:
             )
         if self.loaded != name:
             recipe = recipe_for(self.models, request.merge, request.seed, self.importance)
+            self.loaded = None  # a merge that is refused half-way leaves neither itself nor the one before
             self.engine.load_tensors(
                 (entry.name, as_tensor(array, entry))
                 for entry, array in merged_tensors(self.models, recipe, threads=torch.get_num_threads())

@@ -10,12 +10,14 @@ import os
 import sys
 from pathlib import Path
 
+from workbench.config import RunConfig
+from workbench.core import methods
 from workbench.engines import WARM
 from workbench.jobs import EvaluateJob, SampleJob
 from workbench.phases import evaluate, sample
 from workbench.phases.process import run_phase
-from workbench.redact import redact_output
-from workbench.rundir import ERROR
+from workbench.redact import redact_output, redacted
+from workbench.rundir import ERROR, RunDir, read_json
 
 PHASES = {"sample": (SampleJob, sample.run), "evaluate": (EvaluateJob, evaluate.run)}
 REST = "rest"
@@ -25,16 +27,34 @@ def main() -> None:
     """Do what is asked for until the runner closes its end; a phase that fails ends the process, saying why."""
     redact_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    run, looked = RunDir(Path(sys.argv[1])), False
     for line in sys.stdin:
         if line.strip() == REST:
             WARM.rest()
-            Path(sys.argv[1], ".rest").unlink(missing_ok=True)
+            (run.path / ".rest").unlink(missing_ok=True)
             continue
         path = Path(line.strip())
         write_to(path / "phase.log")
-        if problem := run_phase(path, *PHASES[path.name]):
+        problem = None if looked else misfit(run)
+        if problem := problem or run_phase(path, *PHASES[path.name]):
             sys.exit(f"{ERROR}{problem}")
+        looked = True
     WARM.close()
+
+
+def misfit(run: RunDir) -> str | None:
+    """Why what this run fine-tunes could not be merged with its base: better said before anything is generated."""
+    written = read_json(run.config)
+    config = RunConfig.model_validate(written["config"])
+    if "merge" not in methods.PHASES[config.method]:
+        return None
+    from workbench.phases.saved_again import check_saved_again  # torch, which a run with an adopted start may not need
+
+    try:
+        check_saved_again(Path(written["base"]["path"]), config.trust_remote_code)
+    except ValueError as error:
+        return redacted(str(error))
+    return None
 
 
 def write_to(log: Path) -> None:
