@@ -170,11 +170,11 @@ def observed_status(run: RunDir) -> tuple[str, str | None]:
     status = last_status(run)  # it may have ended between the two looks
     if status["status"] in (*ENDED, "queued"):
         return status["status"], status["error"]
+    if status["status"] == "stopping":
+        return "stopped", None
     ticket = queueing.ticket_of(run.path.parents[1], run.run_id)
     if ticket and ticket.elsewhere and ticket.granted:  # it goes on, and is about to have another follower
         return status["status"], status["error"]
-    if status["status"] == "stopping":
-        return "stopped", None
     return "failed", (
         f"The runner of {run.run_id} is gone without a word (killed, out of memory, or the machine went "
         f"down). Nothing finished is lost: workbench resume {run.run_id}"
