@@ -4,6 +4,7 @@ A run waits in the queue for the supervisor to start its runner, a detached proc
 whoever launched it may go away.
 """
 
+import logging
 import secrets
 import socket
 import sys
@@ -22,6 +23,7 @@ from workbench.processes import end_group, is_alive, processes_of, signal_all
 from workbench.queueing import Ticket
 from workbench.rundir import RunDir, all_runs, find_run, last_status, read_json, write_json
 
+logger = logging.getLogger(__name__)
 ENDED = ("done", "failed", "stopped")
 ACTIVE = ("queued", "running", "stopping")
 GPU_FREE_S = 10.0
@@ -62,12 +64,15 @@ def enqueue(configs: Sequence[RunConfig], root: Path, priority: int = 0, since: 
 def look_around(config: RunConfig, root: Path) -> None:
     """See whether the nodes of the run's cluster have what it needs, by a job that takes some seconds.
 
+    Nodes that do not answer are left out, and named.
+
     Raises:
         ValueError: the first thing that they lack.
     """
     from workbench.cluster.checks import look_around as look  # ray
 
-    look(config, root)
+    for remark in look(config, root):
+        logger.warning("%s", remark)  # on the terminal of whoever launches, or in the app's log
 
 
 def _just_launched(config: RunConfig, root: Path, since: float) -> str | None:
