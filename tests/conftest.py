@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from workbench import launch
 from workbench.config import RunConfig
+from workbench.events import append_lines
 from workbench.processes import end_group
 from workbench.queueing import QueueDir
 from workbench.rundir import RunDir, all_runs, find_run
@@ -49,6 +50,13 @@ def home(tmp_path, monkeypatch) -> Iterator[Path]:
 def small_config(**changes) -> RunConfig:
     """The pocket preset, made small."""
     return build_config(load_settings("pocket"), SMALL | changes)
+
+
+def much_to_record(run: RunDir) -> None:
+    """Notes of a run, so many and long that whoever records them writes into the store for seconds."""
+    notes = ({"ts": 0.0, "name": "note", "step": n, "value": None, "text": f"{n} {'x' * 50_000}"} for n in range(2000))
+    run.phase(0, "evaluate").path.mkdir(parents=True, exist_ok=True)
+    append_lines(run.phase(0, "evaluate").events, notes)
 
 
 def wait_until(condition, timeout_s: float = 600.0) -> None:
