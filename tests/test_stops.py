@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 import pytest
 
-from tests.conftest import much_to_record, small_config, wait_until
+from tests.conftest import much_to_record, small_config, wait_for_writing, wait_until
 from workbench import launch, queueing
 from workbench.events import read_lines
 from workbench.rundir import RunDir, find_run, last_status, store_path
@@ -36,8 +36,7 @@ def test_a_stop_while_the_store_is_written_is_no_failure(home):
     run = queued(home)
     much_to_record(run)
     queueing.change_settings(home, paused=False)
-    wait_until(store_path(home).with_suffix(".rebuild").exists, 60)
-    time.sleep(1)  # its schema is there; the rows take seconds
+    wait_for_writing(run)
     stop(run)
     assert launch.observed_status(run) == ("stopped", None)
     assert not read_lines(queueing.QueueDir.of(home).alerts)[0]

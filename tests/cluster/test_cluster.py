@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import small_config, wait_for_end, wait_until
+from tests.conftest import much_to_record, small_config, wait_for_end, wait_for_writing, wait_until
 from workbench import lab as labs
 from workbench import launch, queueing
 from workbench.config import MergeConfig
@@ -178,6 +178,19 @@ def test_a_run_outlives_its_launcher_a_stop_and_two_nodes(nodes, here_alone, hom
     assert status == "done", error
     assert "is lost" in run.phase(1, "sample").log.read_text() + run.phase(1, "evaluate").log.read_text()
     assert numbers(run) == without_analysis(here_alone)
+
+
+def test_a_stop_while_its_follower_writes_the_store_is_no_failure(nodes, home):
+    queueing.change_settings(home, paused=True)
+    config = config_for(**{"on": "ray", "ray.address": nodes.dashboard, "ray.replicas": 1})
+    run = find_run(home, launch.enqueue([config], home)[0])
+    much_to_record(run)
+    queueing.change_settings(home, paused=False)
+    wait_for_writing(run)
+    launch.ask_stop(home, run.run_id)
+    assert wait_for_end(home, run.run_id, MOMENT_S) == ("stopped", None)
+    wait_until(lambda: not queueing.tickets(home))
+    assert not read_lines(queueing.QueueDir.of(home).alerts)[0]
 
 
 def test_zero_3_trains_in_two_workers(nodes, home):
