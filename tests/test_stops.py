@@ -10,11 +10,12 @@ from threading import Event, Thread
 import pytest
 
 from tests.conftest import much_to_record, small_config, wait_for_writing, wait_until
-from workbench import launch, queueing
+from workbench import launch, queueing, store
 from workbench.events import read_lines
 from workbench.rundir import RunDir, find_run, last_status, store_path
 from workbench.runner import Runner
 
+HELD = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print(flush=True); time.sleep(float(sys.argv[2]))"
 LONG = {"num_questions": 400, "eval_questions": 400}
 
 
@@ -58,6 +59,39 @@ def test_fifty_stops_at_random_moments_under_a_slow_store_are_fifty_stopped(home
     assert not read_lines(queueing.QueueDir.of(home).alerts)[0]
 
 
+def test_a_stop_while_somebody_else_holds_the_store_is_heard(home):
+    run, db = queued(home), store_path(home)
+    store.rebuild(home)
+    with subprocess.Popen([sys.executable, "-c", HELD, str(db), "60"], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        queueing.change_settings(home, paused=False)
+        wait_until(lambda: last_status(run)["status"] == "running")
+        time.sleep(1)  # it waits for the store
+        began = time.monotonic()
+        launch.ask_stop(home, run.run_id)
+        wait_until(lambda: last_status(run)["status"] == "stopped", 60)
+        assert time.monotonic() - began < 5  # the supervisor ends who does not hear after 8 s
+        holder.kill()
+
+
+def test_a_second_signal_cuts_no_last_words_short():
+    code = """if True:
+        import os, signal
+        from workbench import stopping
+        stopping.listen()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            stopping.pause(60)
+        except stopping.Stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stopping.pause(0.3)
+            print("said")
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("said\n", 0), done.stderr
+
+
 def test_a_stop_while_the_base_is_fetched_is_heard(home, monkeypatch):
     asked, over = Event(), Event()
 
@@ -84,8 +118,7 @@ def test_a_stop_while_the_base_is_fetched_is_heard(home, monkeypatch):
 def test_a_stop_that_crosses_with_the_end_does_not_undo_it(home):
     run, db = queued(home), store_path(home)
     Runner(run).note("running")
-    code = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print(flush=True); time.sleep(2)"
-    with subprocess.Popen([sys.executable, "-c", code, str(db)], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", HELD, str(db), "2"], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         late = Thread(target=lambda: (time.sleep(0.5), launch.write_status(run, "stopping")))
         late.start()  # it had looked before the run was done

@@ -208,11 +208,17 @@ def ask_stop(root: Path, run_id: str) -> None:
             queueing.remove_ticket(root, run_id)
             return
         if status != "stopping":
-            now = last_status(run)
-            write_status(run, "stopping", iteration=now["iteration"], phase=now["phase"])
+            _say_stopping(run)
     runner = (read_json(run.process) or {}).get("pid")
     signal_all([process for process in processes_of(run) if process.pid == runner], SIGTERM)
+    if last_status(run)["status"] == "running":  # it said so in the same moment, and does not again
+        _say_stopping(run)
     queueing.ensure(root)
+
+
+def _say_stopping(run: RunDir) -> None:
+    now = last_status(run)
+    write_status(run, "stopping", iteration=now["iteration"], phase=now["phase"])
 
 
 def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:
