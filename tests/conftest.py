@@ -5,14 +5,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 
 from workbench import launch
 from workbench.config import RunConfig
+from workbench.events import append_lines
 from workbench.processes import end_group
 from workbench.queueing import QueueDir
-from workbench.rundir import RunDir, all_runs, find_run
+from workbench.rundir import RunDir, all_runs, find_run, last_status, read_json, store_path
 from workbench.settings import build_config, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,22 @@ def home(tmp_path, monkeypatch) -> Iterator[Path]:
 def small_config(**changes) -> RunConfig:
     """The pocket preset, made small."""
     return build_config(load_settings("pocket"), SMALL | changes)
+
+
+def much_to_record(run: RunDir) -> None:
+    """Notes of a run, so many and long that whoever records them writes into the store for seconds."""
+    notes = ({"ts": 0.0, "name": "note", "step": n, "value": None, "text": f"{n} {'x' * 50_000}"} for n in range(2000))
+    run.phase(0, "evaluate").path.mkdir(parents=True, exist_ok=True)
+    append_lines(run.phase(0, "evaluate").events, notes)
+
+
+def wait_for_writing(run: RunDir) -> None:
+    """Wait until the run's process is in the middle of writing these."""
+    wait_until(lambda: last_status(run)["phase"])
+    recorder = psutil.Process(read_json(run.process)["pid"])
+    store = str(store_path(run.path.parents[1]))
+    wait_until(lambda: store in [file.path for file in recorder.open_files()])
+    time.sleep(0.5)
 
 
 def wait_until(condition, timeout_s: float = 600.0) -> None:

@@ -444,3 +444,18 @@ def test_gpus_go_to_nobody_before_the_driver_has_let_go(home, mine, monkeypatch)
     monkeypatch.setattr("workbench.supervisor.gpu_holders", lambda: set())
     mine.look()
     assert queueing.ticket_of(home, run_id) is None and status(home, run_id) == "stopped"
+
+
+def test_a_follower_that_was_killed_while_it_stopped_has_stopped(home, mine):
+    (run_id,) = launch.enqueue([small_config(on="ray")], home)
+    run = find_run(home, run_id)
+    grant = queueing.Grant(gpus=(), cores=0, at=time.time())
+    queueing.write_ticket(home, queueing.ticket_of(home, run_id).model_copy(update={"granted": grant}))
+    follower = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
+    processes.record_process(run, follower.pid, follows=True)
+    launch.write_status(run, "stopping")
+    follower.kill()
+    follower.wait()
+    assert status(home, run_id) == "stopped"
+    mine.look()
+    assert read_json(run.status)["status"] == "stopped" and not queueing.tickets(home)

@@ -2,19 +2,29 @@
 
 import signal
 import subprocess
+import time
+from contextlib import suppress
 
-from workbench import disk
+from workbench import disk, stopping
 from workbench.rundir import ERROR, PhaseDir
 
 LOG_LINES = 12
 
 
 def ended_within(process: subprocess.Popen, seconds: float) -> bool:
-    """Wait for a child; whether it has ended."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
+    """Wait for a child; whether it has ended.
+
+    Raises:
+        Stopped: as soon as that is asked for.
+    """
+    until = time.monotonic() + seconds
+    while process.poll() is None:
+        stopping.look()
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(min(left, stopping.LOOK_EVERY_S))
     return True
 
 
@@ -22,7 +32,9 @@ def end(process: subprocess.Popen) -> None:
     """Terminate a child that is still there, insisting after 5 s."""
     if process.poll() is None:
         process.terminate()
-        if not ended_within(process, 5):
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 

@@ -4,6 +4,7 @@ A run waits in the queue for the supervisor to start its runner, a detached proc
 whoever launched it may go away.
 """
 
+import logging
 import secrets
 import socket
 import sys
@@ -22,6 +23,7 @@ from workbench.processes import end_group, is_alive, processes_of, signal_all
 from workbench.queueing import Ticket
 from workbench.rundir import RunDir, all_runs, find_run, last_status, read_json, write_json
 
+logger = logging.getLogger(__name__)
 ENDED = ("done", "failed", "stopped")
 ACTIVE = ("queued", "running", "stopping")
 GPU_FREE_S = 10.0
@@ -62,12 +64,15 @@ def enqueue(configs: Sequence[RunConfig], root: Path, priority: int = 0, since: 
 def look_around(config: RunConfig, root: Path) -> None:
     """See whether the nodes of the run's cluster have what it needs, by a job that takes some seconds.
 
+    Nodes that do not answer are left out, and named.
+
     Raises:
         ValueError: the first thing that they lack.
     """
     from workbench.cluster.checks import look_around as look  # ray
 
-    look(config, root)
+    for remark in look(config, root):
+        logger.warning("%s", remark)  # on the terminal of whoever launches, or in the app's log
 
 
 def _just_launched(config: RunConfig, root: Path, since: float) -> str | None:
@@ -170,11 +175,11 @@ def observed_status(run: RunDir) -> tuple[str, str | None]:
     status = last_status(run)  # it may have ended between the two looks
     if status["status"] in (*ENDED, "queued"):
         return status["status"], status["error"]
+    if status["status"] == "stopping":
+        return "stopped", None
     ticket = queueing.ticket_of(run.path.parents[1], run.run_id)
     if ticket and ticket.elsewhere and ticket.granted:  # it goes on, and is about to have another follower
         return status["status"], status["error"]
-    if status["status"] == "stopping":
-        return "stopped", None
     return "failed", (
         f"The runner of {run.run_id} is gone without a word (killed, out of memory, or the machine went "
         f"down). Nothing finished is lost: workbench resume {run.run_id}"
@@ -203,11 +208,17 @@ def ask_stop(root: Path, run_id: str) -> None:
             queueing.remove_ticket(root, run_id)
             return
         if status != "stopping":
-            now = last_status(run)
-            write_status(run, "stopping", iteration=now["iteration"], phase=now["phase"])
+            _say_stopping(run)
     runner = (read_json(run.process) or {}).get("pid")
     signal_all([process for process in processes_of(run) if process.pid == runner], SIGTERM)
+    if last_status(run)["status"] == "running":  # it said so in the same moment, and does not again
+        _say_stopping(run)
     queueing.ensure(root)
+
+
+def _say_stopping(run: RunDir) -> None:
+    now = last_status(run)
+    write_status(run, "stopping", iteration=now["iteration"], phase=now["phase"])
 
 
 def stop(root: Path, run_id: str, timeout_s: float = 8.0) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import duckdb
 from pandas import DataFrame
 
+from workbench import stopping
 from workbench.ingest import TABLES, Batch, Offsets, read_lab, read_run, time_of
 from workbench.labdir import LabDir, all_labs
 from workbench.rundir import RunDir, all_runs, read_json, store_path
@@ -231,6 +232,7 @@ def _rebuild(db: Path) -> int:
 def _read_all(connection: duckdb.DuckDBPyConnection, root: Path, done: dict[Path, Batch]) -> None:
     """Every run and lab from where `done` stands; one that cannot be read is named and left out."""
     for place in [*all_runs(root), *all_labs(root)]:
+        stopping.look()
         before = done.get(place.path, Batch())
         try:
             batch = _read(place, before.offsets)

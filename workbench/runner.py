@@ -7,7 +7,6 @@ whose `result.json` is there is done and skipped, so running again is how a run 
 import contextlib
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,18 +14,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from workbench import checkpoints, disk, queueing, retention, store
+from workbench import checkpoints, disk, queueing, retention, stopping, store
 from workbench.commands import phase_command, phase_environment
 from workbench.config import RunConfig
 from workbench.core import methods
 from workbench.endings import end, ended_within, explain
 from workbench.jobs import Section
-from workbench.launch import observed_status
+from workbench.launch import ENDED, observed_status
 from workbench.mergeable import check_base
 from workbench.plan import plan
 from workbench.processes import record_process
 from workbench.redact import redact_output, redacted
-from workbench.rundir import PhaseDir, RunDir, read_json, store_path, write_json
+from workbench.rundir import PhaseDir, RunDir, last_status, read_json, store_path, write_json
+from workbench.stopping import Stopped
 from workbench.twins import adopt, find_twin
 
 logger = logging.getLogger("workbench.runner")
@@ -40,10 +40,6 @@ WARM = ("sample", "evaluate")
 
 class PhaseFailed(Exception):
     """A phase ended without its result."""
-
-
-class Stopped(BaseException):
-    """Somebody or a verdict asked the run to stop. Not an `Exception`: nothing may swallow it."""
 
 
 class Runner:
@@ -133,17 +129,21 @@ class Runner:
         """The base model's directory, fetched from the hub if need be; what it is goes into the config."""
         written = read_json(self.run.config)
         if "base" not in written:
-            if checkpoints.is_removed(Path(self.config.model)):
-                from workbench.merging.files import restore
-
-                restore(Path(self.config.model))
-            path = checkpoints.resolve_model(self.config.model, trust_remote_code=self.config.trust_remote_code)
+            path = stopping.aside(self.fetch_base)
             if "merge" in methods.PHASES[self.config.method]:
                 check_base(path)
             found = checkpoints.describe(path)
             base = {"path": str(path), "num_parameters": found.num_parameters, "bytes": found.bytes}
             write_json(self.run.config, written | {"base": base})
         return read_json(self.run.config)["base"]["path"]
+
+    def fetch_base(self) -> Path:
+        """The base model's directory, after a download or a merge where it is not there."""
+        if checkpoints.is_removed(Path(self.config.model)):
+            from workbench.merging.files import restore
+
+            restore(Path(self.config.model))
+        return checkpoints.resolve_model(self.config.model, trust_remote_code=self.config.trust_remote_code)
 
     def run_phase(self, place: PhaseDir, job: Section) -> None:
         """Run one phase in a process of its own and wait for it, recording what it reports.
@@ -173,6 +173,7 @@ class Runner:
             if process is not self.warm:
                 end(process)
         self.record()
+        stopping.look()  # the signal may have been for both
         if process.returncode or not place.result.exists():
             raise PhaseFailed(explain(place, process.returncode, self.run.run_id))
 
@@ -225,7 +226,10 @@ class Runner:
             return
         with contextlib.suppress(BrokenPipeError):
             self.warm.stdin.close()
-        if sys.exc_info()[0] is not None or not ended_within(self.warm, 10):
+        try:
+            if sys.exc_info()[0] is None:
+                ended_within(self.warm, 10)
+        finally:
             end(self.warm)
 
     def where(self) -> PhaseDir | None:
@@ -236,14 +240,18 @@ class Runner:
     def note(self, status: str, place: PhaseDir | None = None, error: str | None = None) -> None:
         """Write the run's status, and record it."""
         before = read_json(self.run.status)
-        if status == "running" and before and before["status"] == "stopping":
-            raise Stopped  # asked for in the moment in which another phase begins
+        if status in ENDED:
+            stopping.end()
+        elif before and before["status"] == "stopping":  # asked for in the moment in which another phase begins
+            stopping.ask()
+        stopping.look()
         since = before["since"] if before and before["status"] == status else time.time()
         about = {"iteration": place.iteration, "phase": place.phase} if place else {"iteration": None, "phase": None}
-        disk.write_status(
-            self.run.status, {"status": status, "since": since} | about | {"error": redacted(error) if error else None}
-        )
+        said = {"status": status, "since": since} | about | {"error": redacted(error) if error else None}
+        disk.write_status(self.run.status, said)
         self.record()
+        if status in ENDED and last_status(self.run)["status"] == "stopping":
+            disk.write_status(self.run.status, said)  # asked for in the moment in which it ended
 
     def record(self) -> None:
         """Bring the store up to date; somebody who holds its file open only delays this.
@@ -261,16 +269,11 @@ class Runner:
                 raise
 
 
-def raise_stopped(number: int, frame: object) -> None:
-    """On the first signal to end: end in order. A second one changes nothing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Stopped
-
-
 def main() -> int:
     """Run the run directory named on the command line; at most one runner per run."""
     redact_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    stopping.listen()
     run = RunDir(Path(sys.argv[1]).absolute())
     lock = FileLock(run.path / ".runner.lock")
     try:
@@ -279,7 +282,6 @@ def main() -> int:
         logger.warning("%s already has a runner (%s)", run.run_id, observed_status(run)[0])
         return 1
 
-    signal.signal(signal.SIGTERM, raise_stopped)
     if read_json(run.config)["config"].get("on") == "ray":
         from workbench.cluster.follower import Follower  # ray
 
@@ -288,6 +290,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from workbench import runner  # not this second copy of it: `Stopped` must be the one that others catch
-
-    sys.exit(runner.main())
+    stopping.leave(main())

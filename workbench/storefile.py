@@ -20,6 +20,7 @@ import duckdb
 import psutil
 from filelock import FileLock, Timeout
 
+from workbench import stopping
 from workbench.redact import redacted
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
@@ -112,30 +113,39 @@ def _enter(stack: contextlib.ExitStack, db: Path, read_only: bool, deadline: flo
                 if not read_only:
                     stack.push(inside.pop_all())
                 return connection
-        time.sleep(GATE_S / 4)
+        stopping.pause(GATE_S / 4)
 
 
 @contextmanager
 def gate(db: Path, wait_s: float) -> Iterator[None]:
-    """The lock that everybody passes before opening a store; who has waited longest asks most often.
+    """The lock that everybody passes before opening a store.
 
     Raises:
         OSError: not within `wait_s`.
     """
-    lock, since = FileLock(db.with_name(f".{db.name}.gate")), time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            waited = time.monotonic() - since
-            if waited > wait_s:
-                raise
-            time.sleep(0.03 / (1 + 10 * waited))
+    lock = _acquired(db.with_name(f".{db.name}.gate"), wait_s)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquired(path: Path, wait_s: float) -> FileLock:
+    """A lock file of the store's, held; who has waited longest asks most often.
+
+    Raises:
+        Timeout: not within `wait_s`.
+    """
+    lock, since = FileLock(path), time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            waited = time.monotonic() - since
+            if waited > wait_s:
+                raise
+            stopping.pause(0.03 / (1 + 10 * waited))
 
 
 def _open(db: Path, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnection:
@@ -152,7 +162,7 @@ def _open(db: Path, read_only: bool, deadline: float) -> duckdb.DuckDBPyConnecti
                 raise StoreBusy(f"the store {db} cannot be opened: {error}") from error
             if time.monotonic() > deadline:
                 raise StoreHeld(_whose(db, error)) from error
-        time.sleep(random.uniform(0.002, 0.02))
+        stopping.pause(random.uniform(0.002, 0.02))
 
 
 def _whose(db: Path, error: duckdb.Error) -> str:
@@ -201,10 +211,9 @@ def alone(db: Path, wait_s: float) -> Iterator[None]:
     Raises:
         StoreBusy: another process is at it; the message says which.
     """
-    lock = FileLock(db.with_name(f".{db.name}.rebuild"), timeout=wait_s, poll_interval=0.05)
     who = db.with_name(f".{db.name}.rebuild.pid")
     try:
-        lock.acquire()
+        lock = _acquired(db.with_name(f".{db.name}.rebuild"), wait_s)
     except Timeout as error:
         pid = who.read_text() if who.exists() else "that has just begun"
         raise StoreHeld(f"The store is being made anew from the runs by process {pid}, and shows then: {db}") from error

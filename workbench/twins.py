@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from workbench import checkpoints
+from workbench import checkpoints, stopping
 from workbench.core.methods import MADE_BY
 from workbench.processes import is_alive
 from workbench.rundir import PhaseDir, RunDir, all_runs, read_json, write_json
@@ -57,7 +57,7 @@ def _wait_for(other: RunDir, run: RunDir, place: PhaseDir) -> bool:
         if not told:
             logger.info("%s is doing the same; waiting for it", other.run_id)
             told = True
-        time.sleep(POLL_S)
+        stopping.pause(POLL_S)
 
 
 def _began(place: PhaseDir, run: RunDir) -> tuple[float, str]:
@@ -78,6 +78,7 @@ def adopt(twin: RunDir, run: RunDir, place: PhaseDir) -> None:
     """Take over the twin's phase; the result, put in place last, says whose it is."""
     theirs = twin.phase(place.iteration, place.phase)
     for file in sorted(theirs.path.rglob("*")):
+        stopping.look()
         ours = place.path / file.relative_to(theirs.path)
         if file.is_dir() or file == theirs.result or ours == place.job:
             continue

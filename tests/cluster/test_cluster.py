@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import small_config, wait_for_end, wait_until
+from tests.conftest import much_to_record, small_config, wait_for_end, wait_for_writing, wait_until
 from workbench import lab as labs
 from workbench import launch, queueing
 from workbench.config import MergeConfig
@@ -180,6 +180,19 @@ def test_a_run_outlives_its_launcher_a_stop_and_two_nodes(nodes, here_alone, hom
     assert numbers(run) == without_analysis(here_alone)
 
 
+def test_a_stop_while_its_follower_writes_the_store_is_no_failure(nodes, home):
+    queueing.change_settings(home, paused=True)
+    config = config_for(**{"on": "ray", "ray.address": nodes.dashboard, "ray.replicas": 1})
+    run = find_run(home, launch.enqueue([config], home)[0])
+    much_to_record(run)
+    queueing.change_settings(home, paused=False)
+    wait_for_writing(run)
+    launch.ask_stop(home, run.run_id)
+    assert wait_for_end(home, run.run_id, MOMENT_S) == ("stopped", None)
+    wait_until(lambda: not queueing.tickets(home))
+    assert not read_lines(queueing.QueueDir.of(home).alerts)[0]
+
+
 def test_zero_3_trains_in_two_workers(nodes, home):
     pytest.importorskip("deepspeed")
     alone = {"data.real_share": 1.0, "analyze.enabled": False, "method": "vanilla", "eval_questions": 4}
@@ -202,6 +215,17 @@ def test_what_the_cluster_lacks_is_said_before_anything_is_queued(nodes, home):
     assert not list((home / "runs").glob("2*"))
 
 
+def test_a_node_that_was_lost_a_moment_ago_is_left_out_and_named(nodes, home):
+    config = config_for(**{"on": "ray", "ray.address": nodes.dashboard})
+    lost = nodes.other.node_ip_address
+    nodes.kill_the_other()
+    try:
+        remarks = checks.look_around(config, home)
+    finally:
+        nodes.add()
+    assert remarks == [f"node {lost} of the cluster is lost: it is left out"]
+
+
 def test_a_cluster_that_was_named_goes_before_that_of_the_environment(nodes, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     assert client.client(nodes.dashboard).list_jobs() is not None
@@ -217,6 +241,28 @@ def node(address="10.0.0.1", **changes) -> dict:
         "storage": None,
         "versions": versions,
     } | changes
+
+
+def test_where_no_node_answers_that_is_said():
+    seen = {"nodes": [], "silent": [{"address": "10.0.0.1", "why": "is lost"}], "sees_home": True, "storage": None}
+    (problem,) = checks.problems(config_for(on="ray"), Path("/home"), seen)
+    assert problem == "no node of the cluster answers (10.0.0.1 is lost): see `ray status` on its head"
+
+
+@pytest.mark.parametrize(
+    ("last_words", "said"),
+    [
+        ("/usr/bin/python: No module named workbench.cluster.probe", "install the same version on every node"),
+        ("ImportError: cannot import name 'ask_each' from 'workbench.cluster'", "install the same version"),
+        ("sh: 1: exec: python: not found", "install the same version on every node"),
+        ("node 10.0.0.2: OSError: [Errno 116] Stale file handle", "could not be looked at .node 10.0.0.2: OSError"),
+        ("ray.exceptions.LocalRayletDiedError: The task's local raylet died.", "see `ray status` on its head"),
+    ],
+)
+def test_why_the_nodes_could_not_be_asked_is_what_was_found(last_words, said):
+    found = checks.why_not("http://head:8265", last_words)
+    assert re.search(said, found) and last_words in found
+    assert ("install" in found) == ("install" in said)
 
 
 @pytest.mark.parametrize(

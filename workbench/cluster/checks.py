@@ -1,6 +1,7 @@
 """What a run needs of a cluster, looked at before anything is queued; each answer is a sentence with its cure."""
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ray.job_submission import JobStatus
 
 from workbench.cluster import probe
 from workbench.cluster.client import ALIVE, client, entrypoint, last_lines
@@ -17,6 +19,7 @@ from workbench.settings import NotHere
 
 ANSWER_S = 5.0
 PROBE_S = 120.0
+MISSING = re.compile("No module named|cannot import name|python: not found")
 SHARED = "put WORKBENCH_HOME on a path that every node shares (NFS)"
 
 
@@ -42,8 +45,8 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def look_around(config: RunConfig, root: Path) -> None:
-    """Ask every node what it sees and has, by a job that takes no resources.
+def look_around(config: RunConfig, root: Path) -> list[str]:
+    """Ask every node what it sees and has, by a job that takes no resources; what a person should know of it.
 
     Raises:
         ValueError: the first thing that would make the run fail there.
@@ -58,11 +61,16 @@ def look_around(config: RunConfig, root: Path) -> None:
         token.unlink()
     if problem := next(problems(config, root, seen), None):
         raise ValueError(problem)
+    return [f"node {node['address']} of the cluster {node['why']}: it is left out" for node in seen["silent"]]
 
 
 def problems(config: RunConfig, root: Path, seen: dict[str, Any]) -> Iterator[str]:
     """A sentence for each thing that the nodes lack; `seen` is what `cluster.probe` prints."""
     nodes, storage = seen["nodes"], config.ray.storage
+    if not nodes:
+        silent = "; ".join(f"{node['address']} {node['why']}" for node in seen["silent"])
+        yield f"no node of the cluster answers ({silent or 'it has none'}): see `ray status` on its head"
+        return
     blind = [node["address"] for node in nodes if not node["sees_home"]]
     if not seen["sees_home"]:
         yield f"the head node of the cluster does not see {root}: {SHARED}"
@@ -132,11 +140,17 @@ def _ask_the_nodes(config: RunConfig, token: Path) -> dict[str, Any]:
     if status in ALIVE:
         jobs.stop_job(job)
         raise ValueError(f"the cluster at {address} has not looked around within {PROBE_S:.0f} s: is it busy?")
-    try:
-        return json.loads(said.splitlines()[-1])
-    except (ValueError, IndexError):
-        last = redacted(said.splitlines()[-1]) if said else status
-        raise ValueError(
-            f"the cluster at {address} cannot run this workbench ({last}): install the same version on every node, "
+    last = (said or jobs.get_job_info(job).message or f"job {job} ended as {status}").splitlines()[-1]
+    if status == JobStatus.SUCCEEDED:
+        return json.loads(last)
+    raise ValueError(why_not(address, redacted(last)))
+
+
+def why_not(address: str, said: str) -> str:
+    """Why the nodes could not be asked, from the last words of the job that was to."""
+    if MISSING.search(said):
+        return (
+            f"the cluster at {address} cannot run this workbench ({said}): install the same version on every node, "
             "under the same Python path or first in PATH"
-        ) from None
+        )
+    return f"the cluster at {address} could not be looked at ({said}): see `ray status` on its head, and try again"

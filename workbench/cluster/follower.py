@@ -12,13 +12,14 @@ from typing import Any
 
 from ray.job_submission import JobStatus
 
-from workbench import disk
+from workbench import disk, stopping
 from workbench.cluster.client import ALIVE, client, jobs_of, last_lines, stop_jobs_of, submit
 from workbench.launch import ENDED
 from workbench.processes import record_process
 from workbench.redact import redacted
 from workbench.rundir import last_status
-from workbench.runner import RECORD_EVERY_S, Runner, Stopped
+from workbench.runner import RECORD_EVERY_S, Runner
+from workbench.stopping import Stopped
 
 logger = logging.getLogger("workbench.follower")
 UNREACHABLE_S = 600.0
@@ -60,7 +61,7 @@ class Follower(Runner):
         while alive := [job for job in self.asked(lambda: jobs_of(self.jobs(), self.run)) if job.status in ALIVE]:
             if time.monotonic() >= until:
                 break
-            time.sleep(0.5)
+            stopping.pause(0.5)
         else:
             return None
         logger.info("job %s goes on; following it", alive[-1].submission_id)
@@ -78,7 +79,7 @@ class Follower(Runner):
     def follow(self, job: str) -> JobStatus:
         """Record until the job has ended, and say for it what it could not; how it ended."""
         while (status := self.asked(lambda: self.jobs().get_job_status(job))) in ALIVE:
-            time.sleep(RECORD_EVERY_S)
+            stopping.pause(RECORD_EVERY_S)
             self.record()
         if self.status() not in ENDED and status == JobStatus.SUCCEEDED:
             self.note("done")  # its last word and ours met
@@ -104,7 +105,7 @@ class Follower(Runner):
             except ConnectionError:
                 if time.monotonic() - since > UNREACHABLE_S:
                     raise
-                time.sleep(RECORD_EVERY_S)
+                stopping.pause(RECORD_EVERY_S)
                 self.record()
 
     def stop(self) -> int:

@@ -5,16 +5,16 @@ A job of Ray's, on its head node; it survives whoever launched it. Run as `pytho
 
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
+from workbench import stopping
 from workbench.cluster import GPUS, MARK
 from workbench.cluster.connection import count_gpus, nodes
 from workbench.jobs import Section
 from workbench.redact import redact_output
 from workbench.rundir import PhaseDir, RunDir, last_status
-from workbench.runner import Runner, Stopped, raise_stopped
+from workbench.runner import Runner
 from workbench.twins import SHARED
 
 
@@ -23,7 +23,6 @@ class ClusterRunner(Runner):
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
-        self.ends = False
         os.environ[MARK] = self.config.ray.model_dump_json()
         os.environ[GPUS] = str(count_gpus())
         # What the hub has goes where every node sees it; the token stays where it is.
@@ -32,8 +31,8 @@ class ClusterRunner(Runner):
 
     def note(self, status: str, place: PhaseDir | None = None, error: str | None = None) -> None:
         """As any runner; a run that was stopped before its job had begun does not begin."""
-        self.ends = status != "running"
-        self.record()
+        if status == "running":
+            self.record()
         super().note(status, place, error)
 
     def run_phase(self, place: PhaseDir, job: Section) -> None:
@@ -52,8 +51,9 @@ class ClusterRunner(Runner):
         Raises:
             Stopped: it says so.
         """
-        if not self.ends and last_status(self.run)["status"] in ("stopping", "stopped"):
-            raise Stopped
+        if last_status(self.run)["status"] in ("stopping", "stopped"):
+            stopping.ask()
+        stopping.look()
 
 
 def main() -> int:
@@ -62,9 +62,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     run = RunDir(Path(sys.argv[1]))
     runner = ClusterRunner(run)
-    signal.signal(signal.SIGTERM, raise_stopped)  # after Ray has put its own there
+    stopping.listen()  # after Ray has put its own there
     return runner.main()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.leave(main())

