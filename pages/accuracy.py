@@ -16,14 +16,13 @@ def pick_runs(runs: pd.DataFrame) -> list[str]:
     """The runs to show: the chosen ones; where none is, the newest with those that it is compared with."""
     groups, known = arms.groups_frame(DB), list(runs["run_id"])
     members = {group: list(found)[:MOST] for group, found in zip(groups["grouped"], groups["run_ids"], strict=True)}
-    if not chosen_runs.ids() and BOX not in st.session_state:
+    if known and not chosen_runs.ids() and BOX not in st.session_state:
         chosen_runs.choose(next((found for found in members.values() if known[0] in found), known[:1]))
     wanted = chosen_runs.ids()
-    for run_id in [run_id for run_id in wanted if run_id not in known]:
-        if (HOME / "runs" / run_id).is_dir():
-            st.info(f"{run_id} is being set up.")
-        else:
-            chosen_runs.say_unknown(run_id, known, "the box *Runs*")
+    here = [run.run_id for run in rundir.all_runs(HOME)]
+    chosen_runs.say_unknown([run_id for run_id in wanted if run_id not in here], here, "the box *Runs*")
+    if late := [run_id for run_id in wanted if run_id in here and run_id not in known]:
+        screen.live(lambda: wait_for(late), 2)
     state, right = st.session_state, st.container()
     if members:
         left, right = st.columns([1, 2])
@@ -40,6 +39,14 @@ def pick_runs(runs: pd.DataFrame) -> list[str]:
     )  # fmt: skip
 
 
+def wait_for(late: list[str]) -> None:
+    """Say which runs are not in the store yet; draw the page anew once one of them is."""
+    store.catch_up(HOME)
+    if not set(late).isdisjoint(store.runs_frame(DB)["run_id"]):
+        st.rerun()
+    st.info(f"{', '.join(map(screen.plain, late))}: being set up.")
+
+
 def group_words(groups: pd.DataFrame) -> list[str]:
     """What to call each comparison."""
     return [f"{r.grouped} · {r.train_task} · {r.num_done} of {r.num_runs} done" for r in groups.itertuples()]
@@ -48,8 +55,7 @@ def group_words(groups: pd.DataFrame) -> list[str]:
 def curves(runs: pd.DataFrame, called: pd.DataFrame, accuracies: pd.DataFrame) -> None:
     """One run by checkpoint and task; several by iteration, or by method with their seeds together."""
     if len(called) == 1:
-        taught = called["arm"].str.contains("taught").all()
-        one_run(runs[runs["run_id"] == called["run_id"].iloc[0]].iloc[0], accuracies, taught)
+        one_run(runs[runs["run_id"] == called["run_id"].iloc[0]].iloc[0], accuracies, called["taught"].iloc[0])
         return
     if called.groupby("arm")["seed"].nunique().max() > 1 and st.toggle("Seeds of a method together", value=True):
         pooled = arms.seeds_pooled(DB, called)
@@ -218,7 +224,7 @@ def view(runs: pd.DataFrame, chosen: list[str]) -> None:
 
 st.title("Accuracy")
 known = screen.guarded(lambda: store.runs_frame(DB))
-if known is not None and known.empty:
+if not rundir.all_runs(HOME):
     st.info("There is no run yet. Start one on the page *Runs* or *New run*.")
 elif known is not None:
     picked = screen.guarded(lambda: pick_runs(known))

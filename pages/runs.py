@@ -62,6 +62,7 @@ def all_runs() -> None:
     curve = st.column_config.LineChartColumn(y_min=0, y_max=100, width=110, help="Base to latest checkpoint")
     row = screen.pick_row(
         table(runs),
+        runs[["run_id"]],
         "runs_table",
         column_config={
             "ID": accuracy,

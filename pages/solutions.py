@@ -81,7 +81,8 @@ def detail(row: pd.Series, run: RunDir, phase: str) -> None:
 
 def listing(rows: pd.DataFrame, columns: list[str], key: str) -> pd.Series | None:
     """A table of rows; the one that was picked."""
-    row = screen.pick_row(rows[columns], key, wide=[name for name in ("question", "text") if name in columns])
+    wide = [name for name in ("question", "text") if name in columns]
+    row = screen.pick_row(rows[columns], rows, key, wide=wide)
     return None if row is None else rows.iloc[row]
 
 

@@ -16,9 +16,9 @@ AS_PRINTED = """table,model,train_task,checkpoint,task,accuracy
 2,Qwen2.5-0.5B-I,gsm8k,SFT,GSM8K,2
 2,Qwen2.5-0.5B-I,gsm8k,Merged,GSM8K,3
 2,Qwen2.5-0.5B-I,math,SFT,MATH,4
-2,Qwen2.5-0.5B-I,,SFT,SAT_Math,5
+2,Qwen2.5-0.5B-I,,SFT,SAT-Math,5
 3,Qwen2.5-0.5B-I,,SFT1,SVAMP,6
-3,Qwen2.5-0.5B-I,,Merge3,MMLU_stem,7
+3,Qwen2.5-0.5B-I,,Merge3,MMLU-STEM,7
 3,Llama2-7B,,Merge1,SVAMP,8
 """
 

@@ -113,7 +113,7 @@ def broken():
 def test_what_breaks_in_a_part_of_a_page_is_a_sentence_and_a_log_without_secrets(home):
     opened = AppTest.from_function(broken, default_timeout=30).run()
     assert not opened.exception
-    assert [error.value.split(" (")[0] for error in opened.error] == ["This part of the page could not be drawn"] * 2
+    assert [error.value.split(": ")[0] for error in opened.error] == ["This part of the page could not be drawn"] * 2
     assert "IndexError" in opened.error[0].value and str(home / "screen.log") in opened.error[0].value
     log = (home / "screen.log").read_text()
     assert log.count("Traceback") == 2 and "hf_aaaa" not in log + opened.error[1].value
@@ -123,7 +123,7 @@ def test_the_log_of_the_screen_stays_small(home, monkeypatch):
     monkeypatch.setattr(screen, "LOG_BYTES", 2000)
     for _ in range(50):
         try:
-            raise IndexError("as a page that draws itself every two seconds")
+            raise IndexError("as a page that draws itself every two seconds, of a file b\udcff.jsonl")
         except IndexError as error:
             assert screen.write_down(error) == str(home / "screen.log")
     assert {path.name for path in home.iterdir()} == {"screen.log", "screen.log.1"}
@@ -146,7 +146,7 @@ def test_new_run_says_where_values_come_from_and_goes_without_a_preset(page):
     assert opened.code[0].value == "workbench run --set model=Qwen/Qwen2.5-0.5B-Instruct --set train_task=gsm8k"
     said = [caption.value for caption in opened.caption]
     assert said[said.index("Set here:") + 1] == "- model: Qwen/Qwen2.5-0.5B-Instruct\n- train_task: gsm8k"
-    assert not opened.error and not opened.exception
+    assert not opened.info and not opened.exception  # whether it fits into this machine's memory is another question
 
 
 def test_empty_home_offers_the_pocket_run(home):
@@ -174,3 +174,30 @@ def test_runs_that_have_no_scores_yet_are_shown(home):
         launch.launch(small_config(seed=seed), home)
     page = AppTest.from_file(str(ROOT / "pages" / "runs.py"), default_timeout=60).run()
     assert not page.exception and len(page.dataframe[0].value) == 2
+
+
+def test_accuracy_waits_for_a_run_that_the_store_does_not_have_yet(home):
+    queueing.change_settings(home, paused=True)
+    run_id = launch.launch(small_config(), home)
+    store_path(home).unlink(missing_ok=True)
+    opened = AppTest.from_file(str(PAGES / "accuracy.py"), default_timeout=60)
+    opened.query_params["run"] = run_id
+    opened.run()
+    assert not opened.exception and not opened.error
+    assert any("being set up" in said.value or "first accuracies" in said.value for said in opened.info)
+
+
+@pytest.mark.parametrize("name", ["../runs", "<b>[x](http://a.b)`![y](http://c.d)", "a" * 500, ","])
+def test_any_text_in_an_address_is_at_most_a_run_that_is_not_here(finished_run, monkeypatch, name):
+    monkeypatch.setenv("WORKBENCH_HOME", str(finished_run.path.parents[1]))
+    for path in ("live.py", "accuracy.py"):
+        opened = AppTest.from_file(str(PAGES / path), default_timeout=30)
+        opened.query_params["run"] = name
+        opened.run()
+        assert not opened.exception
+        said = [error.value for error in opened.error]
+        if name == ",":
+            assert said == [] and len(opened.get("bidi_component")) > 0
+        else:
+            assert len(said) == 1 and said[0].startswith("There is no run `") and f"`{finished_run.run_id}`" in said[0]
+            assert not set("<[(!") & set(said[0].split("`")[1]) and opened.get("bidi_component") == []

@@ -22,7 +22,7 @@ CALLED = {"merge.alpha": "α", "merge.drop_rate": "p"}
 
 def arms_frame(db: Path, run_ids: Sequence[str]) -> DataFrame:
     """What each run is called among others: run_id, arm (method, what it learned from, and where runs of one differ in
-    other settings those), seed, grouped ("" or the comparison it belongs to)."""
+    other settings those), taught (by a teacher), seed, grouped ("" or the comparison it belongs to)."""
     frame = store.query(
         db,
         """
@@ -37,7 +37,8 @@ def arms_frame(db: Path, run_ids: Sequence[str]) -> DataFrame:
         mine = [number for number, name in enumerate(arms) if name == arm]
         for number, words in zip(mine, _apart([_telling(whole[number]) for number in mine]), strict=True):
             arms[number] = " ".join([arm, *words])
-    return frame.assign(arm=arms)[["run_id", "arm", "seed", "grouped"]]
+    taught = [bool(config.get("teacher.model")) and config.get("data.real_share") != 1 for config in whole]
+    return frame.assign(arm=arms, taught=taught)[["run_id", "arm", "taught", "seed", "grouped"]]
 
 
 def _arm(config: Mapping[str, Any]) -> str:

@@ -20,8 +20,8 @@ BAR_COLOURS = {"done": "#009E73", "running": "#0072B2", "failed": "#D55E00", "st
 
 AT_HOME = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": "", "topojsonURL": ""}
 """plotly.js offers to upload a chart, and knows addresses of its makers', unless it is told not to."""
-for name in ("plotly_mimetype", "notebook", "iframe", "browser"):  # so that no notebook's chart does
-    pio.renderers[name].config |= AT_HOME
+for _renderer in ("plotly_mimetype", "notebook", "iframe", "browser"):  # a figure has no config of its own
+    pio.renderers[_renderer].config |= AT_HOME
 
 
 def checkpoint_labels(frame: DataFrame) -> list[str]:

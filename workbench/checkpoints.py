@@ -121,9 +121,16 @@ class CheckpointReader(Tensors):
             bytes=sum(entry.num_bytes for entry in self.entries.values()),
             dtype=max(sizes, key=sizes.get),
             architecture=(self.config.get("architectures") or ["unknown"])[0],
-            tied=bool(self.config.get("tie_word_embeddings", HEAD not in self.entries)),
+            tied=self._is_tied(),
             vocab_size=self.config.get("vocab_size"),
         )
+
+    def _is_tied(self) -> bool:
+        """By config.json, that of the text model first; where it is silent, the default is that of the model's class,
+        and most that leave the head out tie it."""
+        text = self.config.get("text_config") or {}
+        said = text.get("tie_word_embeddings", self.config.get("tie_word_embeddings"))
+        return HEAD not in self.entries if said is None else bool(said)
 
     def _check_index(self) -> None:
         """Every tensor that the index promises must be in its shard."""

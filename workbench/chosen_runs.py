@@ -5,7 +5,7 @@ and no other run is shown in its place.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -21,8 +21,9 @@ NEAREST = 3
 
 def ids() -> list[str]:
     """The ids that the address names, else those chosen before in this session."""
-    if named := st.query_params.get("runs") or st.query_params.get("run"):
-        st.session_state[KEPT] = list(dict.fromkeys(named.split(",")))
+    address = st.query_params.get("runs") or st.query_params.get("run") or ""
+    if named := [run_id for run_id in address.split(",") if run_id]:
+        st.session_state[KEPT] = list(dict.fromkeys(named))
     return st.session_state.get(KEPT, [])
 
 
@@ -59,17 +60,18 @@ def pick_run(home: Path) -> RunDir | None:
     if not ids():
         choose([next(iter(known))])
     wanted = ids()[0]
-    st.session_state[BOX] = wanted if wanted in known else None
+    state = st.session_state
+    state[BOX] = wanted if wanted in known else None
     st.sidebar.selectbox(
-        "Run", list(known), key=BOX, placeholder="Choose a run", on_change=lambda: choose([st.session_state[BOX]])
+        "Run", list(known), key=BOX, placeholder="Choose a run", on_change=lambda: choose([state[BOX] or wanted])
     )
-    if wanted not in known:
-        say_unknown(wanted, list(known), "the box *Run* in the side bar")
+    say_unknown([run_id for run_id in ids() if run_id not in known], known, "the box *Run* in the side bar")
     return known.get(wanted)
 
 
-def say_unknown(run_id: str, known: Sequence[str], where: str) -> None:
-    """That there is no such run, and which ones are named most like it; `where` all can be chosen."""
-    name = re.sub(r"[^\w.-]", "?", run_id)[:80]  # an address is anybody's text
-    nearest = " or ".join(f"`{other}`" for other in get_close_matches(run_id, known, NEAREST, cutoff=0.0))
-    st.error(f"There is no run `{name}` here. Nearest by name: {nearest}; {where} has them all.")
+def say_unknown(run_ids: Sequence[str], known: Collection[str], where: str) -> None:
+    """Of each, that there is no such run, and which ones are named most like it; `where` all can be chosen."""
+    for run_id in run_ids[:NEAREST]:
+        name = re.sub(r"[^\w.-]", "?", run_id[:80])  # an address is anybody's text
+        nearest = " or ".join(f"`{other}`" for other in get_close_matches(run_id[:80], known, NEAREST, cutoff=0.0))
+        st.error(f"There is no run `{name}` here. Nearest by name: {nearest}; {where} has them all.")

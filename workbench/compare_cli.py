@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from workbench import arms, charts, compare, launch, origins, preflight, queueing, rundir
+from workbench import arms, charts, checks, compare, launch, origins, preflight, queueing, rundir
 from workbench import dry_run as planning
 from workbench.config import RunConfig
 from workbench.settings import ConfigError, build_config, load_settings, parse_assignments
@@ -43,6 +43,7 @@ def run_comparison(
         _print_settings(said, out)
         raise typer.Exit(_print_plan(configs, root))
     run_ids = compare.launch_all(configs, root)
+    said["notes"] += checks.remarks(configs[0])
     _print_settings(said, err)
     out.print(f"comparison {configs[0].group}: {len(run_ids)} runs")
     for run_id, config in zip(run_ids, configs, strict=True):

@@ -11,15 +11,26 @@ from workbench.checkpoints import HEAD, NUMPY_TYPES, CheckpointReader, Tensors
 from workbench.core.layers import part_of
 from workbench.core.recipe import chunks
 
+PLAIN = f"merging and weight change need {', '.join(NUMPY_TYPES)}; give a copy of the model that is not quantised"
+
 
 def check_sides(base: CheckpointReader, *others: CheckpointReader) -> None:
-    """Raise ValueError, naming file and tensor, where checkpoints cannot be merged or compared weight by weight."""
+    """Raise ValueError, naming file and tensor, where checkpoints cannot be merged."""
+    check_comparable(base, *others)
     for reader in (base, *others):
-        _check_plain(reader)
+        if settings := reader.config.get("quantization_config"):
+            method = settings.get("quant_method", "of no named method")
+            raise ValueError(f"{reader.path / 'config.json'} has a quantization_config ({method}), and {PLAIN}")
         if HEAD in reader.entries and (base.description.tied or reader.description.tied):
             _check_tied(reader)
+
+
+def check_comparable(one: CheckpointReader, *others: CheckpointReader) -> None:
+    """Raise ValueError, naming file and tensor, where checkpoints cannot be compared weight by weight."""
+    for reader in (one, *others):
+        _check_plain(reader)
     for other in others:
-        check_same_shapes(base, other)
+        check_same_shapes(one, other)
 
 
 def check_base(path: Path, start: Path | None = None) -> None:
@@ -72,14 +83,10 @@ def embeddings(reader: CheckpointReader) -> list[str]:
 
 def _check_plain(reader: CheckpointReader) -> None:
     """Quantised weights are codes: their mean is no weight. Of whole numbers, only masks and tables of indices pass."""
-    cure = f"merging and weight change need {', '.join(NUMPY_TYPES)}; give a copy of the model that is not quantised"
     for name, entry in reader.entries.items():
         is_weight = name.endswith("weight") or part_of(name, entry.shape)[0] is not None
         if entry.dtype not in NUMPY_TYPES and (is_weight or entry.dtype.startswith("F")):
-            raise ValueError(f"{entry.file}: {name} is {entry.dtype}, and {cure}")
-    if settings := reader.config.get("quantization_config"):
-        method = settings.get("quant_method", "of no named method")
-        raise ValueError(f"{reader.path / 'config.json'} has a quantization_config ({method}), and {cure}")
+            raise ValueError(f"{entry.file}: {name} is {entry.dtype}, and {PLAIN}")
 
 
 def _check_tied(reader: CheckpointReader) -> None:

@@ -28,6 +28,7 @@ def paper_frame(model: str, train_task: str, file: Path = TABLES, *, taught: boo
     if missing := [name for name in COLUMNS if name not in frame]:
         raise ValueError(f"{file} lacks the column {missing[0]}; its columns must be {', '.join(COLUMNS)}")
     accuracy, labels = pd.to_numeric(frame["accuracy"], errors="coerce"), frame["checkpoint"].map(_label)
+    tasks = frame["task"].str.casefold().str.replace("-", "_")  # MMLU-STEM is mmlu_stem
     for name, is_right, allowed in (
         ("table", frame["table"].isin([DISTILLATION, SELF_IMPROVEMENT]), "2 (distillation) or 3 (self-improvement)"),
         ("checkpoint", labels.notna(), "Base, SFT or Merged, or SFT1, Merge1 and so on"),
@@ -38,7 +39,7 @@ def paper_frame(model: str, train_task: str, file: Path = TABLES, *, taught: boo
     mine = frame["model"].map(_plain) == _plain(Path(model).name)
     mine &= (frame["train_task"] == train_task) | frame["train_task"].isna()  # table 3 does not say which
     mine &= frame["table"] == (DISTILLATION if taught else SELF_IMPROVEMENT)
-    said = {"accuracy": accuracy / 100, "checkpoint": labels, "task": frame["task"].str.casefold()}
+    said = {"accuracy": accuracy / 100, "checkpoint": labels, "task": tasks}
     return frame.assign(**said)[mine].reset_index(drop=True)
 
 
@@ -52,7 +53,7 @@ def _label(printed: str) -> str | None:
     first; None for what is none."""
     if printed == "Base":
         return printed
-    found = re.fullmatch(r"(SFT|Merge) ?(\d*)", "Merge" if printed == "Merged" else str(printed))
+    found = re.fullmatch(r"(SFT|Merge) ?([1-9]\d*)?", "Merge" if printed == "Merged" else str(printed))
     return f"{found[1]} {found[2] or 1}" if found else None
 
 

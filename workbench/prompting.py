@@ -46,7 +46,7 @@ def _template(model: Path, settings: dict[str, Any]) -> str | None:
 
 
 def _tokens(model: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """What a chat template may name (bos_token, image_token, ...), as transformers 5 finds it out.
+    """What a chat template may name (bos_token, image_token, ...), as transformers 5 finds it in the files.
 
     Of all settings whose name ends in _token those that are a text: add_bos_token is a switch. The file
     special_tokens_map.json is older: it is read where the settings list no added tokens, and then it wins.

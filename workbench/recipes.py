@@ -77,7 +77,7 @@ def accuracy(db: Path, run_id: str) -> Figure:
     accuracies = evals.accuracy_frame(db, [run_id])
     run = store.run_frame(db, run_id).iloc[0]
     order = charts.checkpoint_order(run["method"], run["iterations"], "start" in set(accuracies["kind"]))
-    taught = arms.arms_frame(db, [run_id])["arm"].str.contains("taught").all()
+    taught = arms.arms_frame(db, [run_id])["taught"].iloc[0]
     theirs = paper.paper_frame(run["model"], run["train_task"], taught=taught)
     return charts.accuracy_by_checkpoint(accuracies, order, theirs)
 

@@ -42,6 +42,7 @@ STATUS_COLOUR = {
 }
 DOUBLE_CLICK_S = 5.0
 LOG_BYTES = 1_000_000
+SAID_LENGTH = 500
 MOST_ROWS = 25
 """Longer tables scroll."""
 LOOKS = {r"^p \(": "%.2g", "^change$|difference|− base": "%+.1f", "%|from$|to$|smallest": "%.1f"}
@@ -89,11 +90,10 @@ def attempt(action: Callable[[], Any]) -> Any:
     try:
         return action()
     except store.StoreBusy as busy:
-        st.warning(str(busy), icon="⏳")
-        return None
+        st.warning(plain(str(busy)), icon="⏳")
     except (ValueError, OSError) as error:
         st.error(plain(str(error)))
-        return None
+    return None
 
 
 def guarded(draw: Callable[[], Any]) -> Any:
@@ -101,12 +101,12 @@ def guarded(draw: Callable[[], Any]) -> Any:
     try:
         return draw()
     except store.StoreBusy as busy:
-        st.warning(str(busy), icon="⏳")
+        st.warning(plain(str(busy)), icon="⏳")
     except Exception as error:  # nobody after us could: Streamlit would show the traceback
-        said = plain(redacted(f"{type(error).__name__}: {error}").splitlines()[0][:200])
+        said = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:SAID_LENGTH].rstrip(".!")
         st.error(
-            f"This part of the page could not be drawn ({said}). What happened is in {plain(write_down(error))}; runs "
-            "go on, and nothing is lost."
+            f"This part of the page could not be drawn: {plain(said)}. Its traceback is in {plain(write_down(error))}; "
+            "runs go on, and nothing is lost."
         )
     return None
 
@@ -117,7 +117,7 @@ def write_down(error: Exception) -> str:
     try:
         if log.exists() and log.stat().st_size > LOG_BYTES:  # a page that fails every two seconds fills no disk
             log.replace(log.with_name("screen.log.1"))
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n{text}\n")
     except OSError:
         logger.error("%s", text)
@@ -195,7 +195,7 @@ def show_alerts(notes: pd.DataFrame, names: Mapping[str, str] | None = None) -> 
     alerts = notes[notes["kind"] == "alert"]
     if alerts.empty:
         return
-    if len(names or [0]) == 1:
+    if names is None or len(names) == 1:
         lines = [f"Iteration {row.iteration}: {plain(row.text)}" for row in alerts.itertuples()]
         st.warning(lines[0] if len(lines) == 1 else "\n".join(f"- {line}" for line in lines), icon="⚠️")
         return
@@ -238,14 +238,14 @@ def words_table(frame: pd.DataFrame, key: str) -> None:
     table(frame, key, column_config=right, height=height)
 
 
-def pick_row(shown: pd.DataFrame, key: str, **looks: Any) -> int | None:
+def pick_row(shown: pd.DataFrame, which: pd.DataFrame, key: str, **looks: Any) -> int | None:
     """A table of which one row can be selected; the number of that row.
 
-    shown: its first column says which rows they are. Where others stand there, nothing is selected any more: Streamlit
-    would keep the number, and with it another row, or none.
+    which: what tells the rows from others. Where other rows stand there, nothing is selected any more: Streamlit would
+    keep the number, and with it another row, or none.
     """
-    which = sha256("\n".join(shown.iloc[:, 0].astype(str)).encode()).hexdigest()[:8]
-    found = table(shown, f"{key}-{which}", on_select="rerun", selection_mode="single-row", **looks)
+    digest = sha256(pd.util.hash_pandas_object(which.astype(str)).values.tobytes()).hexdigest()[:8]
+    found = table(shown, f"{key}-{digest}", on_select="rerun", selection_mode="single-row", **looks)
     return next((row for row in found.selection.rows if row < len(shown)), None)
 
 

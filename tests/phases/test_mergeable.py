@@ -279,6 +279,9 @@ def test_a_head_of_its_own_in_a_tied_model_is_refused(tmp_path, home):
         refused(sides, "lm_head.weight unlike its embedding, while the model's config.json says tie_word_embeddings")
     said = [problem for problem in checks.findings(small_config(model=str(apart)), home)[0] if "unlike" in problem]
     assert len(said) == 1
+    config = json.loads((apart / "config.json").read_text()) | {"quantization_config": {"quant_method": "left over"}}
+    (apart / "config.json").write_text(json.dumps(config))
+    assert all(row["change"] == 0 for row in weight_change(*open_pair(apart, apart))), "to compare needs plain weights"
     plain = small_config(model=str(apart), method="vanilla")
     assert not [problem for problem in checks.findings(plain, home)[0] if "unlike" in problem]
 
@@ -333,6 +336,19 @@ def test_what_transformers_saves_otherwise_is_named(tmp_path):
         copy = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
         changed(folder, lambda tensors, copy=copy: {"lm_head.weight": copy} | tensors)
         check_saved_again(folder)
+    gpt2(tmp_path / "silent")  # a class that ties where the config.json does not say
+    said = json.loads((tmp_path / "silent" / "config.json").read_text())
+    said = {key: value for key, value in said.items() if key != "tie_word_embeddings"}
+    (tmp_path / "silent" / "config.json").write_text(json.dumps(said))
+    check_saved_again(tmp_path / "silent")
+    changed(
+        tmp_path / "silent", lambda tensors: tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    )
+    with pytest.raises(ValueError, match="does not say whether that is tied.* write tie_word_embeddings there"):
+        check_saved_again(tmp_path / "silent")
+    nested = said | {"text_config": {"tie_word_embeddings": True}}
+    (tmp_path / "silent" / "config.json").write_text(json.dumps(nested))
+    assert CheckpointReader(tmp_path / "silent").description.tied
     changed(folder, lambda tensors: {n: x for n, x in tensors.items() if n != "lm_head.weight"})
     config = json.loads((folder / "config.json").read_text())
     for said in (config, {key: value for key, value in config.items() if key != "tie_word_embeddings"}):

@@ -155,8 +155,9 @@ def test_a_file_of_a_named_task_with_other_rows_is_used_and_said(home):
     (said,) = checks.remarks(small_config(eval_tasks=["svamp", "pocket_words"]))
     assert said == "svamp, test: the file here has 3 rows, ChilleD/SVAMP has 300: these are not the same questions"
     assert facts_of(TaskSource(task="svamp")).test == 3
-    (folder / "test.jsonl").write_text(f"{json.dumps(row)}\n" * 300)
-    assert checks.remarks(small_config(eval_tasks=["svamp"])) == []
+    for count in (300, 1000):  # the hub's part, and the whole
+        (folder / "test.jsonl").write_text(f"{json.dumps(row)}\n" * count)
+        assert checks.remarks(small_config(eval_tasks=["svamp"])) == []
 
 
 def test_a_hub_task_is_not_fetched_by_a_check(home):

@@ -18,7 +18,7 @@ from workbench.checkpoints import HEAD, NUMPY_TYPES, CheckpointReader
 from workbench.core import kernel
 from workbench.core.layers import APART, WHOLE, in_order, num_layers, part_of
 from workbench.core.recipe import chunks
-from workbench.mergeable import check_sides
+from workbench.mergeable import check_comparable
 from workbench.merging.adapters import AdapterReader, as_float32, is_adapter
 from workbench.merging.finite import check_finite
 
@@ -33,9 +33,13 @@ def open_pair(first: Path, second: Path, trained_on: Path | None = None) -> tupl
         ValueError: a file that cannot be read, weights that are quantised, or models that do not fit each other.
     """
     left = CheckpointReader(first)
-    right = (CheckpointReader(trained_on) if trained_on else left) if is_adapter(second) else CheckpointReader(second)
-    check_sides(left, *([right] if right is not left else []))
-    return left, AdapterReader(second, right) if is_adapter(second) else right
+    if is_adapter(second):
+        start = CheckpointReader(trained_on) if trained_on else left
+        check_comparable(left, start)
+        return left, AdapterReader(second, start)
+    right = CheckpointReader(second)
+    check_comparable(left, right)
+    return left, right
 
 
 def squares_here(left: Reader, right: Reader, names: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:

@@ -84,7 +84,10 @@ def remake(directory: Path, *, threads: int | None = None) -> dict[str, Any]:
         again = merge_checkpoints(*(Path(report[side]) for side in ("base", "start", "sft")), {scratch: recipe},
                                   threads=threads)[0]  # fmt: skip
         if again["sha256"] != report["sha256"]:
-            raise ValueError(f"{directory}: the weights differ from the first ones; base, start or sft has changed")
+            raise ValueError(
+                f"{directory}: the weights differ from the first ones; base, start or sft has changed, or an earlier "
+                "version merged their buffers too: merge them anew"
+            )
         written = (directory / REPORT).stat()
         os.utime(scratch / WEIGHTS, ns=(written.st_atime_ns, written.st_mtime_ns))  # they are no newer than they were
         (scratch / WEIGHTS).replace(directory / WEIGHTS)

@@ -65,15 +65,16 @@ def open_models(base: Path, start: Path, sft: Path) -> Models:
     Raises:
         ValueError: a file that cannot be read, weights that are quantised, or models that do not fit each other.
     """
-    readers = {path: CheckpointReader(path) for path in {base, start}}
-    tuned = CheckpointReader(sft) if not is_adapter(sft) else None
-    check_sides(readers[base], *(reader for reader in (readers[start], tuned) if reader not in (None, readers[base])))
-    tuned = tuned or AdapterReader(sft, readers[start])
+    paths = {base, start} if is_adapter(sft) else {base, start, sft}
+    readers = {path: CheckpointReader(path) for path in paths}
+    check_sides(readers[base], *(reader for path, reader in readers.items() if path != base))
+    tuned = AdapterReader(sft, readers[start]) if is_adapter(sft) else readers[sft]
     entries = readers[base].entries
     tied = readers[base].description.tied
     once = [entry for name, entry in entries.items() if not (tied and name == HEAD)]
     once.sort(key=lambda entry: (-ITEM_BYTES[entry.dtype], entry.name))
-    merged, copied = (tuple(e for e in once if (e.dtype in NUMPY_TYPES) == floats) for floats in (True, False))
+    merged = tuple(entry for entry in once if entry.dtype in NUMPY_TYPES)
+    copied = tuple(entry for entry in once if entry.dtype not in NUMPY_TYPES)
     return Models(readers[base], readers[start], tuned, merged, copied, len(entries) - len(once))
 
 

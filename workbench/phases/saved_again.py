@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from workbench.checkpoints import CheckpointReader
+from workbench.checkpoints import HEAD, CheckpointReader
 
 
 def check_saved_again(model: Path, trust_remote_code: bool = False) -> None:
     """Raise ValueError, naming a tensor, where what is fine-tuned from a model would be saved in another form."""
-    held = {name: entry.shape for name, entry in CheckpointReader(model).entries.items()}
+    reader = CheckpointReader(model)
+    held = {name: entry.shape for name, entry in reader.entries.items()}
     built = AutoModelForCausalLM.from_pretrained(
         model,
         device_map="meta",
@@ -23,6 +24,11 @@ def check_saved_again(model: Path, trust_remote_code: bool = False) -> None:
         use_safetensors=True,
         ignore_mismatched_sizes=True,
     )
+    if HEAD in held and not reader.description.tied and built.config.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            f"{model} holds {HEAD!r}, and its config.json does not say whether that is tied to the embedding, as it is "
+            "in models of its kind; write tie_word_embeddings there: true where the two are the same, else false"
+        )
     # As save_pretrained, which cannot be asked: it has no data to write here.
     saved = revert_weight_conversion(built, remove_tied_weights_from_state_dict(built.state_dict(), built))
     for name, shape in held.items():

@@ -191,7 +191,8 @@ def _hub_rows(task: Task, split: str) -> Iterable[Mapping[str, Any]]:
             f"task {task.name} could not be fetched from the hub ({task.hub}: {type(error).__name__}); check the "
             f"network, or put its rows at <datasets>/{task.name}/{split}.jsonl and set datasets to that folder"
         ) from error
-    if len(rows) != (recorded := recorded_rows(task.name, split) or len(rows)):
+    recorded = recorded_rows(task.name, split)
+    if recorded and len(rows) != recorded:
         raise ValueError(
             f"task {task.name}, {split}: {task.hub} on the hub has {len(rows):,} rows, and {recorded:,} are recorded: "
             f"another edition; put the rows that you mean at <datasets>/{task.name}/{split}.jsonl and set datasets to "

@@ -23,16 +23,16 @@ PLOTLY = f"component/{LIBRARY.name}/plotly.min.js"
 
 
 def _text(*names: str) -> str:
-    given = f"const AT_HOME = {json.dumps(AT_HOME)};" if "plotly.js" in names else ""
-    return "\n".join([given, *((HERE / name).read_text(encoding="utf-8") for name in names)])
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
 
 
+CONFIG = f"const AT_HOME = {json.dumps(AT_HOME)};\n"
 NOTEBOOK = '<div class="workbench-notebook"></div>'
 _chart = st.components.v2.component(
     "workbench_chart",
     html=f'<div class="workbench-chart"></div>{NOTEBOOK}',
     css=_text("notebook.css"),
-    js=_text("plotly.js", "notebook.js", "chart.js"),
+    js=CONFIG + _text("plotly.js", "notebook.js", "chart.js"),
     isolate_styles=False,
 )
 _offer = st.components.v2.component(
@@ -46,7 +46,7 @@ _merge_lab = st.components.v2.component(
     "workbench_merge_lab",
     html=_text("merge_lab.html"),
     css=_text("merge_lab.css", "notebook.css"),
-    js=_text("plotly.js", "notebook.js", "distances.js", "merge_lab.js"),
+    js=CONFIG + _text("plotly.js", "notebook.js", "distances.js", "merge_lab.js"),
     isolate_styles=False,
 )
 
