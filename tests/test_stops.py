@@ -10,7 +10,7 @@ from threading import Event, Thread
 import pytest
 
 from tests.conftest import much_to_record, small_config, wait_for_writing, wait_until
-from workbench import launch, queueing, store
+from workbench import launch, queueing, stopping, store
 from workbench.events import read_lines
 from workbench.rundir import RunDir, find_run, last_status, store_path
 from workbench.runner import Runner
@@ -19,6 +19,13 @@ HELD = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print(flush=T
 NOT_HEARD = "does not stop; ending it"
 """What the supervisor says of a run that it has to end."""
 LONG = {"num_questions": 400, "eval_questions": 400}
+
+
+@pytest.fixture(autouse=True)
+def nobody_asked(monkeypatch):
+    """Runners that a test makes in its own process note there that they end."""
+    monkeypatch.setattr(stopping._Process, "asked", False)
+    monkeypatch.setattr(stopping._Process, "ends", False)
 
 
 def queued(home, **changes) -> RunDir:

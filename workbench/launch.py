@@ -218,6 +218,8 @@ def ask_stop(root: Path, run_id: str) -> None:
 
 def _say_stopping(run: RunDir) -> None:
     now = last_status(run)
+    if now["status"] in ENDED:  # in the same moment
+        return
     write_status(run, "stopping", iteration=now["iteration"], phase=now["phase"])
 
 

@@ -75,6 +75,9 @@ class Runner:
             return 1
         except Exception as error:
             logger.exception("the runner failed")
+            if stopping.asked():
+                self.note("stopped", self.where())
+                return 0
             why = f"{type(error).__name__}: {error}"
             if disk.is_full(error):
                 why = disk.sentence(self.root, f"workbench resume {self.run.run_id}")
@@ -290,4 +293,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    stopping.leave(main())
+    stopping.leave(main)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NoReturn, TypeVar
@@ -38,6 +39,11 @@ def listen() -> None:
 def ask() -> None:
     """Note that this process is to stop."""
     _Process.asked = True
+
+
+def asked() -> bool:
+    """Whether this process was asked to stop, be it at the end of its work."""
+    return _Process.asked
 
 
 def look() -> None:
@@ -77,7 +83,9 @@ def aside(action: Callable[[], Value]) -> Value:
     Raises:
         Stopped: as soon as that is asked for; the action is left as it is, and ends with the process: see `leave`.
     """
-    made = ThreadPoolExecutor(1).submit(action)
+    pool = ThreadPoolExecutor(1)
+    made = pool.submit(action)
+    pool.shutdown(wait=False)
     try:
         while not wait([made], LOOK_EVERY_S).done:
             look()
@@ -87,8 +95,13 @@ def aside(action: Callable[[], Value]) -> Value:
     return made.result()
 
 
-def leave(code: int) -> NoReturn:
-    """End this process, also where something was left that would be waited for."""
+def leave(main: Callable[[], int]) -> NoReturn:
+    """End this process after its work, also where something was left that would be waited for."""
+    code = 1
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
     if _Process.left:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -18,7 +18,7 @@ from workbench.redact import redacted
 from workbench.settings import NotHere
 
 ANSWER_S = 5.0
-PROBE_S = 120.0
+PROBE_S = probe.ANSWER_S + 60.0
 MISSING = re.compile("No module named|cannot import name|python: not found")
 SHARED = "put WORKBENCH_HOME on a path that every node shares (NFS)"
 
@@ -61,7 +61,11 @@ def look_around(config: RunConfig, root: Path) -> list[str]:
         token.unlink()
     if problem := next(problems(config, root, seen), None):
         raise ValueError(problem)
-    return [f"node {node['address']} of the cluster {node['why']}: it is left out" for node in seen["silent"]]
+    so = {probe.LOST: "it is left out"}
+    return [
+        f"node {node['address']} of the cluster {node['why']}: {so.get(node['why'], 'nothing of it was looked at')}"
+        for node in seen["silent"]
+    ]
 
 
 def problems(config: RunConfig, root: Path, seen: dict[str, Any]) -> Iterator[str]:
@@ -140,9 +144,10 @@ def _ask_the_nodes(config: RunConfig, token: Path) -> dict[str, Any]:
     if status in ALIVE:
         jobs.stop_job(job)
         raise ValueError(f"the cluster at {address} has not looked around within {PROBE_S:.0f} s: is it busy?")
+    seen = [line.removeprefix(probe.SEEN) for line in said.splitlines() if line.startswith(probe.SEEN)]
+    if status == JobStatus.SUCCEEDED and seen:
+        return json.loads(seen[-1])
     last = (said or jobs.get_job_info(job).message or f"job {job} ended as {status}").splitlines()[-1]
-    if status == JobStatus.SUCCEEDED:
-        return json.loads(last)
     raise ValueError(why_not(address, redacted(last)))
 
 

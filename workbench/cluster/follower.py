@@ -45,6 +45,8 @@ class Follower(Runner):
             return self.stop()
         except Exception as error:
             logger.exception("the follower failed")
+            if stopping.asked():
+                return self.stop()
             self.note("failed", self.where(), self.lost(error))
         return 0 if self.status() in ("done", "stopped") else 1
 
@@ -81,7 +83,10 @@ class Follower(Runner):
         while (status := self.asked(lambda: self.jobs().get_job_status(job))) in ALIVE:
             stopping.pause(RECORD_EVERY_S)
             self.record()
-        if self.status() not in ENDED and status == JobStatus.SUCCEEDED:
+        stopping.look()  # asked for while the cluster was
+        if self.status() == "stopping":
+            self.note("stopped", self.where())
+        elif self.status() not in ENDED and status == JobStatus.SUCCEEDED:
             self.note("done")  # its last word and ours met
         elif self.status() not in ENDED and status == JobStatus.FAILED:
             about = self.jobs().get_job_info(job).message or ""
@@ -101,7 +106,7 @@ class Follower(Runner):
         since = time.monotonic()
         while True:
             try:
-                return question()
+                return stopping.aside(question)
             except ConnectionError:
                 if time.monotonic() - since > UNREACHABLE_S:
                     raise

